@@ -1,0 +1,65 @@
+"""Reading the masks that transformers makes for its backends, whatever their form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+Mask = Tensor | BlockMask | None
+
+
+def visible(mask: Mask, rows: slice, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    """Which keys the queries of `rows` see: [B or 1, 1, rows, K] bool.
+
+    Args:
+        mask: None (plain causal), [B,1,Q,K] bool or additive float, [B,K] bool padding, or a flex `BlockMask`.
+        rows: a block of queries. num_queries: Q. num_keys: K.
+    """
+    if isinstance(mask, BlockMask):
+        return _evaluate(mask, rows, num_keys, device)
+    if mask is not None and mask.ndim == 4:
+        part = mask[:, :, rows, :num_keys]
+        return part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
+    causal = _causal(rows, num_queries, num_keys, device)
+    return causal if mask is None else causal & mask[:, None, None, -num_keys:].bool()
+
+
+def additive(mask: Mask, rows: slice) -> Tensor | None:
+    """Numbers that a float mask adds to the scores, beyond hiding keys; None for the other forms."""
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point():
+        return mask[:, :, rows]
+    return None
+
+
+def key_positions(q_pos: Tensor, mask: Mask, num_keys: int) -> Tensor:
+    """Positions [B,K] of the keys, cached ones included, given those of the queries [B,Q].
+
+    Without a cache the keys are the queries. Before them lie the cached keys, one position apart, padding skipped:
+    counting back from the last query is right for every cache (dynamic, static, sliding) and for any offset.
+    """
+    num_queries = q_pos.shape[-1]
+    if num_keys == num_queries:
+        return q_pos
+    steps = torch.arange(num_keys, device=q_pos.device)
+    if mask is None:
+        # One decoding step sees every key; a longer prefill into an empty static cache sees the first Q.
+        return q_pos + (steps - (num_keys - 1)) if num_queries == 1 else q_pos[:, :1] + steps
+    seen = visible(mask, slice(None), num_queries, num_keys, q_pos.device)[:, 0].any(-2)
+    rank = seen.long().cumsum(-1)
+    return q_pos[:, -1:] - (rank[:, -1:] - rank)
+
+
+def _causal(rows: slice, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    # transformers leaves the mask out when Q == K, for one query that sees all, and for a prefill that fills the front of a static cache.
+    offset = num_keys - 1 if num_queries == 1 else 0
+    queries = torch.arange(num_queries, device=device)[rows, None] + offset
+    return (torch.arange(num_keys, device=device) <= queries)[None, None]
+
+
+def _evaluate(mask: BlockMask, rows: slice, num_keys: int, device: torch.device) -> Tensor:
+    batch = torch.arange(mask.shape[0], device=device)[:, None, None, None]
+    queries = torch.arange(mask.shape[-2], device=device)[rows][None, None, :, None]
+    keys = torch.arange(num_keys, device=device)[None, None, None, :]
+    shape = (len(batch), 1, queries.shape[2], num_keys)
+    return mask.mask_mod(batch, torch.zeros_like(batch), queries, keys).expand(shape)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..base import Geometry, PositionalEncoding, count, precise, register
+
+
+@register("t5")
+class T5Bias(PositionalEncoding):
+    """Relative position buckets (Raffel et al., 2019, arXiv:1910.10683, section 2.1).
+
+    score(i, j) = q_i k_j / sqrt(D) + b[h, bucket(i - j)], one learned number a head and bucket, shared by all layers. The first
+    half of the buckets holds one distance each, the rest grow logarithmically up to `max_distance`.
+
+    Args:
+        num_buckets: buckets of a causal decoder.
+        max_distance: tokens; all greater distances share the last bucket.
+
+    Needs training. Differs from the paper: the scores are divided by sqrt(D), as the host model does it.
+    """
+
+    relative = True
+    needs_training = "pretraining or fine-tuning"
+
+    def __init__(self, geometry: Geometry, *, num_buckets: int = 32, max_distance: int = 128):
+        super().__init__(geometry)
+        self.num_buckets = count("num_buckets", num_buckets, 2)
+        self.max_distance = count("max_distance", max_distance, self.num_buckets // 2 + 1)
+        std = geometry.hidden_size**-0.5
+        self.table = nn.Parameter(torch.randn(self.num_buckets, geometry.num_heads) * std)
+
+    def bucket(self, distance: Tensor) -> Tensor:
+        """Bucket of each distance i - j in tokens; the future shares the bucket of distance 0."""
+        exact = self.num_buckets // 2
+        distance = distance.clamp(min=0)
+        spread = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact) * (self.num_buckets - exact)
+        far = (exact + spread.to(torch.long)).clamp(max=self.num_buckets - 1)
+        return torch.where(distance < exact, distance.to(torch.long), far)
+
+    def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        return precise(self.table, q_pos)[self.bucket(q_pos - k_pos), h]

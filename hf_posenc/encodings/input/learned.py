@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..base import Geometry, PositionalEncoding, count, positive, register
+
+
+@register("learned")
+class LearnedAbsolute(PositionalEncoding):
+    """One learned vector a position (Gehring et al., 2017, arXiv:1705.03122, section 3.1).
+
+    x_t -> x_t + P[t].
+
+    A model that has such a table keeps it; a longer one is interpolated from it linearly, so that the first and the last
+    vector stay first and last. Elsewhere P starts from N(0, init_std).
+
+    Args:
+        max_positions: rows of P; default the native context. A position beyond is an error.
+        init_std: standard deviation of a new table.
+
+    Needs training, wherever the table is new or longer than it was.
+    """
+
+    any_length = False
+    needs_training = "pretraining or fine-tuning with the new table"
+
+    def __init__(self, geometry: Geometry, *, max_positions: int | None = None, init_std: float = 0.02):
+        super().__init__(geometry)
+        self.rows = geometry.max_positions if max_positions is None else count("max_positions", max_positions)
+        std = positive("init_std", init_std)
+        self.table = nn.Parameter(torch.randn(self.rows, geometry.hidden_size) * std)
+
+    @property
+    def context_length(self) -> int:
+        return self.rows
+
+    def adopt(self, table: Tensor) -> None:
+        self.table = nn.Parameter(resize(table.detach(), self.rows))
+
+    def check_positions(self, last: int) -> None:
+        if last >= self.rows:
+            raise ValueError(
+                f"position {last} lies past the learned table of {self.rows} positions. Grow it by interpolation with "
+                f'hf_posenc.patch(model, "learned", max_positions={last + 1}) and fine-tune, or shorten the input.'
+            )
+
+    def embed(self, x: Tensor, pos: Tensor) -> Tensor:
+        return x + F.embedding(pos.to(self.table.device), self.table).to(x)
+
+
+def resize(table: Tensor, rows: int) -> Tensor:
+    """A table [L,M] with another number of rows: interpolated linearly to more, cut to fewer."""
+    if rows <= len(table):
+        return table[:rows].clone()
+    grown = F.interpolate(table.float().T[None], size=rows, mode="linear", align_corners=True)
+    return grown[0].T.to(table.dtype).contiguous()

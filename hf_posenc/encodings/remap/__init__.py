@@ -1,0 +1,1 @@
+"""Encodings whose positions are remapped at inference."""

@@ -1,0 +1,1 @@
+"""Encodings that are rotations of queries and keys."""

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..base import Geometry, count, positive, register
+from .by_length import RoPEByLength
+
+
+@register("longrope")
+class LongRoPE(RoPEByLength):
+    """LongRoPE (Ding et al., 2024, arXiv:2402.13753, eq. 2 and section 3).
+
+    f_k = 1 / (lambda_k theta^(2k/r)) with one searched factor lambda_k a pair: `short_factor` while the text is within the
+    native context L, `long_factor` beyond; cos and sin times sqrt(1 + ln s / ln L).
+
+    A model that ships with LongRoPE (Phi-3, Phi-4-mini) keeps its own factors: `patch(model, "longrope")` makes its
+    decoding equal to its evaluation.
+
+    Args:
+        factor: s, target context over native context.
+        target_length: target context in tokens, instead of `factor`.
+        short_factor: lambda for texts within L, r/2 numbers; default all 1.
+        long_factor: lambda beyond L, r/2 numbers from the paper's search; default s^(2k / (r - 2)), the NTK-aware start of it.
+        attention_factor: factor on cos and sin; default sqrt(1 + ln s / ln L).
+        original_length: L in tokens; default the native context.
+
+    Works without training at small factors. Differs from the paper: no unscaled initial tokens, as in all released models.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        factor: float | None = None,
+        target_length: int | None = None,
+        short_factor: Sequence[float] | None = None,
+        long_factor: Sequence[float] | None = None,
+        attention_factor: float | None = None,
+        original_length: int | None = None,
+    ):
+        native = dict(geometry.rope_parameters) if geometry.rope_type == "longrope" else {}
+        self.composes = bool(native)
+        self.length = native.get("original_max_position_embeddings") or geometry.max_positions
+        if original_length is not None:
+            self.length = count("original_length", original_length)
+        if native and factor is None and target_length is None:
+            factor = native.get("factor") or geometry.max_positions / self.length
+        if native:
+            _refuse_other_factors(native, short_factor, long_factor)
+        super().__init__(geometry, factor=factor, target_length=target_length)
+        n = self.dim // 2
+        self.short = _factors("short_factor", native.get("short_factor") or short_factor or [1.0] * n, n)
+        ntk = [self.factor ** (2 * k / max(self.dim - 2, 1)) for k in range(n)]
+        self.long = _factors("long_factor", native.get("long_factor") or long_factor or ntk, n)
+        default = math.sqrt(1 + math.log(self.factor) / math.log(self.length))
+        given = attention_factor or native.get("attention_factor")
+        self.attention_factor = default if given is None else positive("attention_factor", given)
+
+    @property
+    def context_length(self) -> int:
+        return round(self.factor * self.length)
+
+    def regimes(self, q_pos: Tensor) -> Tensor:
+        return torch.where(q_pos < self.length, self.length, self.length + 1)
+
+    def frequencies_at(self, length: int) -> Tensor:
+        factors = torch.tensor(self.long if length > self.length else self.short, dtype=torch.float32)
+        exponent = torch.arange(0, self.dim, 2, dtype=torch.int64).float() / self.dim
+        return 1.0 / (factors * self.theta**exponent)
+
+
+def _factors(name: str, values: Sequence[float], n: int) -> list[float]:
+    if len(values) != n:
+        raise ValueError(f"{name} needs one number a rotated pair, {n} in this model, got {len(values)}")
+    return [positive(name, v) for v in values]
+
+
+def _refuse_other_factors(native: dict, short, long) -> None:
+    for name, given in (("short_factor", short), ("long_factor", long)):
+        if given is not None and list(given) != list(native[name]):
+            raise ValueError(f"this model ships with its own LongRoPE {name}; it cannot be overwritten by a patch")

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import Geometry, PositionalEncoding, positive, precise, register
+
+
+def power_frequencies(theta: float, dim: int) -> Tensor:
+    """theta^(-2k/dim) for k = 0 .. dim/2 - 1, in radians per token, float32."""
+    return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.int64).to(torch.float) / dim))
+
+
+def rotate_pairs(x: Tensor, pos: Tensor, inv_freq: Tensor, factor: float, interleaved: bool) -> Tensor:
+    """Turn the first 2n dimensions of x [B,H,T,D] at `pos` [B,T] by angle pos * inv_freq [n], times `factor`."""
+    wide = precise(x, x)
+    angle = pos.to(wide.dtype)[:, None, :, None] * precise(inv_freq, x)
+    cos, sin = angle.cos() * factor, angle.sin() * factor
+    n = 2 * inv_freq.shape[-1]
+    if interleaved:
+        a, b = wide[..., :n:2], wide[..., 1:n:2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    else:
+        a, b = wide[..., : n // 2], wide[..., n // 2 : n]
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    turned = turned.to(x.dtype)
+    return turned if n == x.shape[-1] else torch.cat((turned, x[..., n:]), -1)
+
+
+@register("rope")
+class RoPE(PositionalEncoding):
+    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864, eq. 34).
+
+    q_i, k_j -> R(i) q_i, R(j) k_j with R(t) turning pair k by t * theta^(-2k/r).
+
+    Without options the model's own frequencies are kept, its own scaling included, so the model computes what it did.
+
+    Args:
+        theta: base of the frequencies; default the model's own.
+        partial: fraction of the head that is rotated, the exponent's denominator shrinking with it (GPT-NeoX
+            `rotary_pct`); default the model's own.
+
+    Needs training where the model was trained with other positions.
+    """
+
+    relative = True
+    needs_training = "fine-tuning, where the model was trained with other positions or another theta"
+
+    def __init__(self, geometry: Geometry, *, theta: float | None = None, partial: float | None = None):
+        super().__init__(geometry)
+        self.theta = geometry.theta if theta is None else positive("theta", theta)
+        self.dim = geometry.rotary_dim if partial is None else _partial_dim(geometry.head_dim, partial)
+        self.attention_factor = 1.0
+        if self.dim % 2:
+            raise ValueError(f"{self.name} turns pairs of dimensions, but the rotated width is odd: {self.dim}. Use an even head_dim.")
+        if theta is None and partial is None:
+            self.attention_factor = geometry.attention_factor
+        elif geometry.rope_type != "default":
+            raise ValueError(scaled_already(self.name, geometry))
+
+    def inverse_frequencies(self) -> Tensor:
+        """Radians per token of each pair, [r/2] float32. Variants override this and nothing else."""
+        if self.theta == self.geometry.theta and self.dim == self.geometry.rotary_dim:
+            return native_frequencies(self.geometry)
+        return power_frequencies(self.theta, self.dim)
+
+    def reset_buffers(self) -> None:
+        self.set_buffer("inv_freq", self.inverse_frequencies())
+
+    def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rotate_one(q, q_pos), self.rotate_one(k, k_pos)
+
+    def rotate_one(self, x: Tensor, pos: Tensor, inv_freq: Tensor | None = None) -> Tensor:
+        """x [B,H,T,D] at `pos` [B,T], with other frequencies than the encoding's own if given."""
+        inv_freq = self.inv_freq if inv_freq is None else inv_freq
+        return rotate_pairs(x, pos, inv_freq, self.attention_factor, self.geometry.interleaved)
+
+    def rope_parameters(self):
+        if self.geometry.rope_type != "default":
+            return dict(self.geometry.rope_parameters)
+        partial = {} if self.dim == self.geometry.rotary_dim else {"partial_rotary_factor": self.dim / self.geometry.head_dim}
+        return {"rope_type": "default", "rope_theta": self.theta} | partial
+
+
+def native_frequencies(geometry: Geometry) -> Tensor:
+    """The frequencies the model was built with, [r/2] float32."""
+    if geometry.frequencies is not None:
+        return torch.tensor(geometry.frequencies, dtype=torch.float32)
+    return power_frequencies(geometry.theta, geometry.rotary_dim)
+
+
+def scaled_already(name: str, geometry: Geometry) -> str:
+    """Why a second scaling is refused."""
+    return (
+        f"this model already scales its RoPE ({geometry.rope_type!r}), and {name!r} does not compose with that. "
+        "Use 'linear' or 'rerope', which do, or load the model with "
+        f"config.rope_parameters = {{'rope_type': 'default', 'rope_theta': {geometry.theta:g}}} first."
+    )
+
+
+def _partial_dim(head_dim: int, partial: float) -> int:
+    if positive("partial", partial) > 1:
+        raise ValueError(f"partial is a fraction of the head, at most 1, got {partial!r}")
+    return int(head_dim * partial)

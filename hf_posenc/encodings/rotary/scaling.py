@@ -1,0 +1,41 @@
+"""What the schemes share that stretch a RoPE to a longer context."""
+
+from __future__ import annotations
+
+from ..base import Geometry, positive
+from .rope import RoPE, scaled_already
+
+
+class ScaledRoPE(RoPE):
+    """A RoPE stretched by `factor` beyond the model's native context.
+
+    Args:
+        factor: target context over native context, at least 1.
+        target_length: target context in tokens, instead of `factor`.
+    """
+
+    composes = False
+    """Whether it can stand on top of a scaling that the model already has."""
+
+    def __init__(self, geometry: Geometry, *, factor: float | None = None, target_length: int | None = None):
+        super().__init__(geometry)
+        if geometry.rope_type != "default" and not self.composes:
+            raise ValueError(scaled_already(self.name, geometry))
+        self.factor = stretch(self.name, geometry, factor, target_length)
+
+    @property
+    def context_length(self) -> int:
+        return round(self.factor * self.geometry.max_positions)
+
+
+def stretch(name: str, geometry: Geometry, factor: float | None, target_length: int | None) -> float:
+    """The extension factor from either of its two spellings.
+
+    Raises:
+        ValueError: neither or both are given, or the result is not a finite number of at least 1.
+    """
+    if (factor is None) == (target_length is None):
+        raise ValueError(f"{name!r} takes either factor= or target_length= (native context: {geometry.max_positions} tokens)")
+    if target_length is not None:
+        factor = positive("target_length", target_length, geometry.max_positions) / geometry.max_positions
+    return positive("factor", factor, at_least=1.0)

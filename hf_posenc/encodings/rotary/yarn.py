@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..base import Geometry, positive, register
+from .scaling import ScaledRoPE
+
+
+@register("ntk_by_parts")
+class NTKByParts(ScaledRoPE):
+    """NTK-by-parts interpolation (bloc97, 2023; Peng et al., 2023, arXiv:2309.00071, definition 1).
+
+    f -> (1 - g) f / s + g f, where g ramps from 0 to 1 over the pairs that turn between `beta_slow` and `beta_fast`
+    times within the native context L: slow pairs are interpolated, fast ones left alone.
+
+    Args:
+        factor: s, target context over native context.
+        target_length: target context in tokens, instead of `factor`.
+        beta_fast: turns within L above which a pair is left alone (the paper's beta, 32).
+        beta_slow: turns within L below which a pair is fully interpolated (the paper's alpha, 1).
+        truncate: round the ends of the ramp outwards to whole pairs, as the authors' code does.
+
+    Works without training; better after about 400 steps at the target length.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        factor: float | None = None,
+        target_length: int | None = None,
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+        truncate: bool = True,
+    ):
+        super().__init__(geometry, factor=factor, target_length=target_length)
+        self.beta_fast, self.beta_slow = positive("beta_fast", beta_fast), positive("beta_slow", beta_slow)
+        self.truncate = truncate
+        if self.beta_fast <= self.beta_slow:
+            raise ValueError(f"beta_fast must be above beta_slow, got {beta_fast} and {beta_slow}")
+
+    def _pair_turning(self, turns: float) -> float:
+        """Index (real) of the pair that turns `turns` times within the native context."""
+        return self.dim * math.log(self.geometry.max_positions / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+    def inverse_frequencies(self) -> Tensor:
+        low, high = self._pair_turning(self.beta_fast), self._pair_turning(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.dim - 1)
+        if low == high:
+            high += 0.001
+        ramp = ((torch.arange(self.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+        periods = self.theta ** (torch.arange(0, self.dim, 2).to(torch.float) / self.dim)
+        keep = 1 - ramp
+        return 1.0 / (self.factor * periods) * (1 - keep) + 1.0 / periods * keep
+
+    def rope_parameters(self):
+        return {
+            "rope_type": "yarn",
+            "rope_theta": self.theta,
+            "factor": self.factor,
+            "original_max_position_embeddings": self.geometry.max_positions,
+            "beta_fast": self.beta_fast,
+            "beta_slow": self.beta_slow,
+            "truncate": self.truncate,
+            "attention_factor": self.attention_factor,
+        }
+
+
+@register("yarn")
+class YaRN(NTKByParts):
+    """YaRN (Peng et al., 2023, arXiv:2309.00071, definition 3).
+
+    NTK-by-parts frequencies, and attention logits times (0.1 ln s + 1)^2, here as a factor 0.1 ln s + 1 on cos and sin.
+
+    Args:
+        factor: s, target context over native context.
+        target_length: target context in tokens, instead of `factor`.
+        beta_fast: turns within the native context above which a pair is left alone (the paper's beta, 32).
+        beta_slow: turns within the native context below which a pair is fully interpolated (the paper's alpha, 1).
+        truncate: round the ends of the ramp outwards to whole pairs, as the authors' code does.
+        attention_factor: factor on cos and sin; default 0.1 ln s + 1.
+
+    Works without training at small factors; the paper trains 400 steps at the target length.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        factor: float | None = None,
+        target_length: int | None = None,
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+        truncate: bool = True,
+        attention_factor: float | None = None,
+    ):
+        super().__init__(
+            geometry, factor=factor, target_length=target_length, beta_fast=beta_fast, beta_slow=beta_slow, truncate=truncate
+        )
+        default = 0.1 * math.log(self.factor) + 1.0
+        self.attention_factor = default if attention_factor is None else positive("attention_factor", attention_factor)

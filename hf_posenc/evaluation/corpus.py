@@ -1,0 +1,171 @@
+"""Text to evaluate on, and its tokens: what every Python installation has, files, or any `datasets` dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+BosRule = Literal["auto", "always", "never"]
+
+
+class CorpusError(ValueError):
+    """There is no text, or not enough of it."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document and where it comes from."""
+
+    name: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """The tokens of one document.
+
+    Args:
+        name: where the text comes from; it ends up in the results.
+        input_ids: [L] int64, with the BOS token first where the rule adds one.
+        byte_ends: for each token, the UTF-8 bytes of text up to its end; None where the tokenizer keeps no offsets.
+    """
+
+    name: str
+    input_ids: torch.Tensor
+    byte_ends: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return int(self.input_ids.numel())
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the exact tokens (16 hex digits)."""
+        return hashlib.sha256(self.input_ids.to(torch.int64).cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def scored_bytes(self, length: int) -> int | None:
+        """UTF-8 bytes that the predictions within the first `length` tokens cover (the first token is not predicted)."""
+        return None if self.byte_ends is None else self.byte_ends[min(length, len(self)) - 1] - self.byte_ends[0]
+
+
+def embedded_corpus() -> str:
+    """The help topics of the standard library: real English that every Python has (465,000 characters in 3.11, PSF licence).
+
+    The text differs between Python versions, so compare results across machines by the document hashes they carry.
+    """
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def read_texts(paths: Sequence[str | Path]) -> list[str]:
+    """Read UTF-8 text files, one document each. Raises `CorpusError` for a file that is missing, empty or not UTF-8."""
+    return [read_text(Path(path)) for path in paths]
+
+
+def read_text(path: Path) -> str:
+    """Read one UTF-8 text file."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise CorpusError(f"cannot read the text file {path}: {error.strerror}") from None
+    if not content.strip():
+        raise CorpusError(f"the text file {path} is empty")
+    return content
+
+
+def dataset_texts(dataset: str, config: str | None = None, split: str = "test", text_column: str = "text") -> Iterator[Text]:
+    """The rows of a `datasets` dataset, one document each; empty rows are left out.
+
+    Args:
+        dataset: a hub id, a folder, or a local .json, .jsonl, .csv or .parquet file.
+        config: the dataset's configuration name.
+        split: which split to read. A local file has one split, "train", which is what is read whatever this says.
+        text_column: the column that holds the text.
+
+    Raises:
+        CorpusError: the dataset cannot be loaded, or has no such column, or nothing in it.
+    """
+    rows = open_dataset(dataset, config, split)
+    if text_column not in rows.column_names:
+        raise CorpusError(f"{dataset} has no column {text_column!r}; it has: {', '.join(rows.column_names)}")
+    empty = True
+    for index, content in enumerate(rows[text_column]):
+        if content and content.strip():
+            empty = False
+            yield Text(f"{dataset}[{index}]", content)
+    if empty:
+        raise CorpusError(f"{dataset} ({split}) has no text in column {text_column!r}")
+
+
+def open_dataset(dataset: str, config: str | None, split: str) -> Any:
+    """Open a local file with the builder its extension names, anything else through `datasets.load_dataset`."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    builders = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    builder = builders.get(Path(dataset).suffix.lower())
+    try:
+        if builder is not None:
+            return load_dataset(builder, data_files=dataset, split="train")
+        return load_dataset(dataset, config, split=split)
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+        raise CorpusError(f"cannot load the dataset {dataset}: {str(error).splitlines()[0]}") from None
+
+
+def encode(tokenizer: Any, text: Text, bos: BosRule = "auto") -> Document:
+    """Tokenize one document without any special token but BOS.
+
+    Args:
+        bos: "always" or "never" put the tokenizer's BOS token first; "auto" does what the tokenizer itself does.
+    """
+    prefix = [tokenizer.bos_token_id] if adds_bos(tokenizer, bos) else []
+    encoded = tokenizer(text.content, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    byte_ends = None
+    if tokenizer.is_fast:
+        bytes_before = [0, *accumulate(len(character.encode("utf-8", "replace")) for character in text.content)]
+        byte_ends = (0,) * len(prefix) + tuple(bytes_before[end] for _, end in encoded["offset_mapping"])
+    return Document(text.name, torch.tensor(prefix + encoded["input_ids"], dtype=torch.long), byte_ends)
+
+
+def adds_bos(tokenizer: Any, bos: BosRule) -> bool:
+    """Whether a document starts with BOS under this rule."""
+    if bos == "never" or (bos == "auto" and tokenizer.bos_token_id is None):
+        return False
+    if tokenizer.bos_token_id is None:
+        raise CorpusError("bos='always', but the tokenizer has no BOS token")
+    return bos == "always" or tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def cut(document: Document, length: int, count: int, bos: bool = False) -> list[Document]:
+    """Cut the start of a document into `count` consecutive documents of `length` tokens, each with BOS first where `bos`.
+
+    Raises `CorpusError` where the document is too short, saying how many tokens there are and how many are needed.
+    """
+    step = length - bos
+    if len(document) - bos < step * count:
+        raise CorpusError(
+            f"{document.name} has {len(document):,} tokens; {count} x {length:,} = {count * length:,} are needed: "
+            "ask for shorter lengths or fewer documents, or bring more text"
+        )
+    starts = range(0, step * count, step)
+    return [piece(document, start, start + step, bos) for start in starts]
+
+
+def piece(document: Document, start: int, stop: int, bos: bool) -> Document:
+    """The tokens start ... stop - 1 of a document, counted after BOS."""
+    ids, ends = document.input_ids, document.byte_ends
+    first = slice(0, int(bos))
+    rest = slice(start + bos, stop + bos)
+    if ends is not None:
+        offset = ends[start + bos - 1] if start + bos else 0
+        ends = ends[first] + tuple(end - offset for end in ends[rest])
+    name = document.name if start == 0 else f"{document.name}@{start}"
+    return Document(name, torch.cat([ids[first], ids[rest]]), ends)

@@ -1,0 +1,132 @@
+"""The negative log-likelihood of every token of a document, without ever holding [L, vocabulary] logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Progress = Callable[[float], None]
+Head = Callable[[torch.Tensor], torch.Tensor]
+
+
+def find_head(model: Any, sample_ids: torch.Tensor) -> Head | None:
+    """The map from the decoder's hidden states [B, L, M] to logits [B, L, V], or None where ours is not the model's.
+
+    The output layer is followed by the scale and the soft cap that some families apply in their own forward (`logit_scale`
+    of Cohere, `logits_scaling` of Granite, `final_logit_softcapping` of Gemma 2). The result is compared with the model's own
+    logits on the first 8 tokens of `sample_ids` [L]: a family that does something else is found out here, not in the numbers.
+    """
+    ids = sample_ids[None, :8].to(input_device(model))
+    with evaluating(model):
+        own = model(input_ids=ids, use_cache=False).logits
+        try:
+            head = output_head(model)
+            ours = head(decode(model, ids))
+        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError):
+            return None
+    return head if same_logits(ours, own) else None
+
+
+def same_logits(ours: torch.Tensor, own: torch.Tensor) -> bool:
+    """Equal up to rounding in their precision, relative to the largest logit; a NaN equals a NaN."""
+    tolerance = 1e-4 if own.dtype in (torch.float32, torch.float64) else 2e-2
+    largest = own.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs().max().item()
+    return ours.shape == own.shape and torch.allclose(ours.to(own), own, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
+
+
+def output_head(model: Any) -> Head:
+    """The output layer with the scale and soft cap of the model's config."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    softcap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        logits = layer(hidden) * scale
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+    return head
+
+
+def decode(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The last hidden states [B, L, M] of one pass of the decoder over ids [B, L]."""
+    return model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def token_nll(model: Any, input_ids: torch.Tensor, head: Head | None, chunk: int = 1024, progress: Progress | None = None) -> torch.Tensor:
+    """Nats of each token given those before it, in one forward pass.
+
+    The decoder runs once over the whole sequence; output layer and cross-entropy follow in chunks of `chunk` tokens.
+
+    Args:
+        model: a causal language model in eval mode.
+        input_ids: [L] int64.
+        head: from `find_head`. With None the model's own forward makes all [L, V] logits at once: correct for every model, at the
+            price of that memory.
+        chunk: tokens per chunk.
+        progress: called with a number of tokens each time that much of the pass is done.
+
+    Returns:
+        [L - 1] float32 on the CPU (float64 for a float64 model); entry i is token i + 1 given the tokens 0 ... i.
+    """
+    ids = input_ids[None].to(input_device(model))
+    with evaluating(model), reporting(model, ids.shape[1], progress):
+        if head is None:
+            states, head = model(input_ids=ids, use_cache=False).logits[0], nn.Identity()
+        else:
+            states = decode(model, ids)[0]
+        pairs = zip(states[:-1].split(chunk), ids[0, 1:].split(chunk), strict=True)
+        return torch.cat([cross_entropy(head(hidden[None])[0], target) for hidden, target in pairs])
+
+
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Nats per token from logits [L, V] and targets [L], in float32 at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, target.to(logits.device), reduction="none").cpu()
+
+
+def input_device(model: Any) -> torch.device:
+    """The device that the token embedding lies on."""
+    return model.get_input_embeddings().weight.device
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Eval mode without gradients, then the mode each module was in.
+
+    Not `inference_mode`: a frequency table that a model or an encoding stores during the pass would stay an inference tensor,
+    and a later training step could not use it.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def reporting(model: Any, tokens: int, progress: Progress | None) -> Iterator[None]:
+    """Report an equal share of `tokens` each time one of the model's layers has run, all at the end where no layers are found."""
+    layers = layer_stack(model)
+    hooks = [] if progress is None else [layer.register_forward_hook(lambda *_: progress(tokens / len(layers))) for layer in layers]
+    try:
+        yield
+        if progress is not None and not layers:
+            progress(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def layer_stack(model: Any) -> list[nn.Module]:
+    """The first `ModuleList` with as many modules as the config has layers; empty where there is none."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    stacks = (list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    return next(stacks, [])

@@ -1,0 +1,148 @@
+"""The perplexity recipe from the outside: a subprocess, a tiny model and a byte-level tokenizer."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import hf_posenc
+from hf_posenc.evaluation import cli, perplexity
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "perplexity.py"
+
+
+def save_tiny(folder, family="llama", seed=0):
+    """A random model and a tokenizer that gives every byte its own token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={"<s>": 0, **{symbol: at + 1 for at, symbol in enumerate(alphabet)}}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(folder)
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    positions = {"max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=257, **sizes, **positions)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def arguments(model, output, *more):
+    return ["--model", str(model), "--lengths", "32", "128", "--device", "cpu", "--output_dir", str(output), *more]
+
+
+def files(output):
+    return sorted(path.name for path in output.iterdir())
+
+
+def test_the_recipe_measures_the_stock_model(model, tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(RECIPE), *arguments(model, tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(next(tmp_path.glob("stock-*.json")).read_text())
+    assert [score["tokens_scored"] for score in run["scores"]] == [31, 127]
+    assert f"{run['scores'][-1]['perplexity']:.4g}" in done.stdout
+    assert "tokens/s" in done.stderr
+    with open(tmp_path / "perplexity.csv") as file:
+        assert [(row["encoding"], row["length"]) for row in csv.DictReader(file)] == [("stock", "32"), ("stock", "128")]
+    assert (tmp_path / "perplexity.png").stat().st_size > 1000
+
+
+def test_every_encoding_gets_the_options_it_takes_and_the_model_is_stock_in_between(model, tmp_path):
+    names = ["yarn", "stock", "linear", "nope"]
+    assert cli.main(arguments(model, tmp_path, "--encoding", *names, "--factor", "2")) == 0
+    runs = {name: json.loads(next(tmp_path.glob(f"{name}-*.json")).read_text()) for name in names}
+    assert runs["yarn"]["options"] == runs["linear"]["options"] == {"factor": 2.0}
+    assert runs["stock"]["options"] == runs["nope"]["options"] == {}
+    assert len({run["fingerprint"] for run in runs.values()}) == 4
+    assert len({run["scores"][-1]["nats"] for run in runs.values()}) == 4
+
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    corpus = cli.load_documents(cli.parse(arguments(model, tmp_path)), cli.AutoTokenizer.from_pretrained(model), 128)
+    assert perplexity(loaded, corpus, [128]).scores[0].nats == pytest.approx(runs["stock"]["scores"][-1]["nats"], abs=1e-5)
+    hf_posenc.patch(loaded, "linear", factor=2.0)
+    assert perplexity(loaded, corpus, [128]).scores[0].nats == pytest.approx(runs["linear"]["scores"][-1]["nats"], abs=1e-5)
+
+
+def test_a_second_call_measures_only_what_changed(model, tmp_path, capsys):
+    assert cli.main(arguments(model, tmp_path)) == 0
+    (first,) = tmp_path.glob("stock-*.json")
+    written = first.stat().st_mtime_ns
+    assert cli.main(arguments(model, tmp_path)) == 0
+    assert "measured before" in capsys.readouterr().out
+    assert first.stat().st_mtime_ns == written
+    assert cli.main(arguments(model, tmp_path, "--overwrite")) == 0
+    assert first.stat().st_mtime_ns > written
+    assert cli.main(arguments(model, tmp_path, "--documents", "2")) == 0
+    assert len(list(tmp_path.glob("stock-*.json"))) == 2
+
+
+def test_other_weights_in_the_same_folder_are_measured_again(tmp_path):
+    folder, output = tmp_path / "model", tmp_path / "output"
+    for seed in (0, 1):
+        save_tiny(folder, seed=seed)
+        assert cli.main(arguments(folder, output)) == 0
+    assert len(list(output.glob("stock-*.json"))) == 2
+
+
+def test_a_yaml_file_says_the_same_as_flags(model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("All happy families are alike. " * 10)
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {model}\nencoding: stock\nlengths: [32, 128]\ndevice: cpu\ntext: {text}\noutput_dir: {tmp_path / 'yaml'}\n")
+    assert cli.main([str(config)]) == 0
+    assert cli.main(arguments(model, tmp_path / "flags", "--text", str(text))) == 0
+    assert files(tmp_path / "yaml") == files(tmp_path / "flags")
+
+
+def test_a_dataset_file_is_measured_and_short_rows_are_reported(model, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"body": body}) for body in ["a long row " * 20, "short", "another long row " * 20]))
+    assert cli.main(arguments(model, tmp_path / "out", "--dataset", str(rows), "--text_column", "body")) == 0
+    run = json.loads(next((tmp_path / "out").glob("stock-*.json")).read_text())
+    assert [each["tokens"] for each in run["documents"]] == [220, 340]
+    assert run["skipped"] == [{"name": f"{rows}[1]", "tokens": 5, "reason": "fewer than 128 tokens"}]
+    assert run["scores"][-1]["standard_error"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--encoding", "yarm"], "yarn"),
+        (["--encoding", "nope", "--factor", "2"], "none of the encodings takes the option 'factor'"),
+        (["--option", "window"], "not of the form key=value"),
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--text", "missing.txt", "--dataset", "some"], "exclude each other"),
+        (["--lengths", "1"], "at least 2"),
+        (["--lengths", "10000000"], r"tokens; 1 x 10,000,000 = 10,000,000 are needed"),
+        (["--model", "no-such-folder"], "no-such-folder"),
+        (["--encoding", "stock", "linear", "--factor", "-1"], "factor"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_failure(model, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main(arguments(model, tmp_path / "out", *more)) != 0
+    stderr = capsys.readouterr().err
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "out").exists(), "nothing is measured before the mistake is found"
+
+
+def test_an_encoding_that_changes_nothing_is_a_failure(model, tmp_path, capsys, monkeypatch):
+    from contextlib import nullcontext
+
+    monkeypatch.setattr(hf_posenc, "patched", lambda model, name, **options: nullcontext(model))
+    assert cli.main(arguments(model, tmp_path / "out", "--encoding", "linear", "--factor", "2")) != 0
+    assert "same live encoding as the stock model" in capsys.readouterr().err
