@@ -71,7 +71,7 @@ def test_a_file_of_the_wrong_size_or_checksum_is_refused_and_leaves_no_model(tmp
     with pytest.raises(DemoModelError, match="has 11 bytes, expected 98,362,432"):
         fetch_demo_model(tmp_path)
     monkeypatch.setattr(demo_model, "GGUF_SIZE", 11)
-    with pytest.raises(DemoModelError, match="has SHA-256 .*, expected b179c952"):
+    with pytest.raises(DemoModelError, match=r"has SHA-256 .*, expected b179c952"):
         fetch_demo_model(tmp_path)
     assert not list(tmp_path.iterdir())
 

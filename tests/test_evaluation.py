@@ -9,8 +9,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import hf_posenc
 from hf_posenc.evaluation import CorpusError, Document, Result, Text, dataset_texts, embedded_corpus, encode, perplexity, read_texts
 from hf_posenc.evaluation.corpus import cut
+from hf_posenc.evaluation.measure import Meter
 from hf_posenc.evaluation.result import write_atomically
 from hf_posenc.evaluation.token_nll import find_head, token_nll
 
@@ -83,6 +85,19 @@ def test_one_forward_gives_the_curve_of_separate_forwards(family):
     assert list(result.curve) == [16, 64, 96]
     for length, found in result.curve.items():
         assert found == pytest.approx(naive_nll(model, tokens[:length]).mean().exp().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", hf_posenc.list_encodings())
+def test_one_forward_gives_the_whole_curve_of_every_encoding(name):
+    """Beyond the native 64 positions too, for every encoding that is defined there: as decoded, as evaluated."""
+    description = hf_posenc.describe(name)
+    options = {"factor": 4.0} if "factor" in description.options else {}
+    model, tokens = tiny(dtype=torch.float32, max_position_embeddings=64), ids(128)
+    with hf_posenc.patched(model, name, **options):
+        result = perplexity(model, tokens, [16, 48, 128] if description.any_length else [16, 48])
+        assert (result.forward, result.head) == ("one per document", "chunked")
+        for score in result.scores:
+            assert score.nats == pytest.approx(naive_nll(model, tokens[: score.length]).mean().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
@@ -161,17 +176,18 @@ def test_a_position_table_that_is_too_short_is_an_error_of_ours():
         perplexity(tiny("gpt2"), ids(200), [200])
 
 
-def test_an_infinite_loss_names_its_position():
-    model, tokens = tiny(), ids(20)
-    with torch.no_grad():
-        model.get_output_embeddings().weight[tokens[13]] = float("nan")
-    tokens[:13], tokens[14:] = 5, 6
-    with pytest.raises(FloatingPointError, match=r"token 1 of document 0 is nan .* \(19 of 19"):
-        perplexity(model, tokens, [20])
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_a_loss_that_is_not_finite_names_its_position(scripted, bad):
+    scripted({20: [1.0] * 12 + [float(bad)] * 7})
+    with pytest.raises(FloatingPointError, match=rf"token 13 of document 0 is {bad} .* \(7 of 19"):
+        perplexity(tiny(), ids(20), [20])
+
+
+def test_a_broken_model_is_found_out():
     model = tiny()
-    model.get_input_embeddings().weight.data[tokens[13]] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"token 14 of document 0 is nan .* \(6 of 19"):
-        perplexity(model, tokens, [20])
+    model.get_output_embeddings().weight.data[7] = float("nan")
+    with pytest.raises(FloatingPointError, match="token 1 of document 0 is nan"):
+        perplexity(model, ids(20), [20])
 
 
 def test_the_model_is_left_as_it_was():
@@ -303,3 +319,14 @@ def test_documents_can_be_given_ready_made():
     result = perplexity(tiny(), document, [20])
     assert result.documents == [{"name": "mine", "tokens": 20, "sha256": document.sha256}]
     assert result.scores[0].bits_per_byte is None
+
+
+def test_peak_memory_is_that_of_the_run_not_of_what_ran_before():
+    torch.ones(2**26).sum()
+    with Meter(torch.device("cpu")) as small:
+        pass
+    if small.kind != "resident memory":
+        pytest.skip("this system does not reset its high-water mark")
+    with Meter(torch.device("cpu")) as large:
+        torch.ones(2**26).sum()
+    assert large.peak - small.peak == pytest.approx(2**28, rel=0.1)

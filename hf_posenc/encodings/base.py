@@ -68,6 +68,8 @@ class Geometry:
             value = getattr(self, name)
             if not isinstance(value, int) or value <= 0:
                 raise ValueError(f"Geometry.{name} must be a positive integer, got {value!r}")
+        if not isinstance(self.rotary_dim, int) or not 0 < self.rotary_dim <= self.head_dim:
+            raise ValueError(f"Geometry.rotary_dim must be an integer from 1 to head_dim ({self.head_dim}), got {self.rotary_dim!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
 
@@ -102,6 +104,8 @@ class PositionalEncoding(nn.Module):
     name: ClassVar[str]
     relative: ClassVar[bool] = False
     """The score depends on positions only through the distance from query to key."""
+    rotary: ClassVar[bool] = False
+    """Stands on the rotation geometry of the model: its theta, frequencies and rotated width."""
     caches: ClassVar[str] = "transformed"
     """What the KV cache may hold: the "transformed" key, or only the "raw" one."""
     any_length: ClassVar[bool] = True
@@ -150,13 +154,21 @@ class PositionalEncoding(nn.Module):
         """The same scheme as entries of transformers' `config.rope_parameters`; None where transformers has no such scheme."""
         return None
 
-    def adopt(self, table: Tensor) -> None:  # noqa: B027
+    def frequencies(self) -> tuple[Tensor, float] | None:
+        """Inverse frequencies [r/2] and the factor on cos and sin, where the encoding is a rotation by position * frequency alone."""
+        return None
+
+    def table_rows(self) -> Tensor | None:
+        """The table [L,M], where the encoding adds row `pos` of one to the embeddings and does nothing else."""
+        return None
+
+    def adopt(self, table: Tensor) -> None:
         """Start from the position table [L,M] that the model was trained with."""
 
-    def check_positions(self, last: int) -> None:  # noqa: B027
+    def check_positions(self, last: int) -> None:
         """Raise ValueError if position `last` is not defined."""
 
-    def reset_buffers(self) -> None:  # noqa: B027
+    def reset_buffers(self) -> None:
         """Rebuild every non-persistent buffer from the geometry and the options."""
 
     def set_buffer(self, name: str, value: Tensor) -> None:

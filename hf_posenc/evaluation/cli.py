@@ -20,7 +20,7 @@ import hf_posenc
 from .corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
 from .demo_model import resolve_model
 from .perplexity import check_lengths, inspect_model, is_length_dependent, perplexity, select, tokens_to_run
-from .report import print_table, progress_bar, to_csv
+from .report import heading, print_table, progress_bar, to_csv
 from .result import Result, write_atomically
 
 STOCK = "stock"
@@ -91,7 +91,7 @@ def run(arguments: PerplexityArguments) -> list[Result]:
     plan = plan_options(arguments)
     lengths = check_lengths(arguments.lengths)
     path = resolve_model(arguments.model)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = load_tokenizer(path)
     documents = load_documents(arguments, tokenizer, lengths[-1])
     select(documents, lengths[-1])  # too little text is an error now, not after the model has been loaded
     model = load_model(path, arguments)
@@ -149,6 +149,14 @@ def load_documents(arguments: PerplexityArguments, tokenizer: Any, length: int) 
     else:
         texts = map(Text, arguments.text, read_texts(arguments.text))
     return list(islice((encode(tokenizer, text, bos) for text in texts), arguments.documents))
+
+
+def load_tokenizer(path: str) -> Any:
+    """The model's tokenizer; a name that leads nowhere comes to light here, and the message says which."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the tokenizer of {path!r}: {error}") from None
 
 
 def load_model(path: str, arguments: PerplexityArguments) -> Any:
@@ -217,5 +225,5 @@ def report(results: dict[str, Result], output: Path, model: Any) -> None:
     write_atomically(output / "perplexity.csv", to_csv(results))
     native = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     curves = {name: result.curve for name, result in results.items()}
-    plot_perplexity(curves, output / "perplexity.png", title=f"{next(iter(results.values())).model}, protocol prefix", train_length=native)
+    plot_perplexity(curves, output / "perplexity.png", title=heading(next(iter(results.values()))), train_length=native)
     print(f"written to {output}: one JSON per encoding, perplexity.csv, perplexity.png")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -42,15 +44,18 @@ def progress_bar(name: str, tokens: int) -> Iterator[Advance]:
 def print_table(results: dict[str, Result]) -> None:
     """Print the perplexity of each encoding at each length side by side."""
     first = next(iter(results.values()))
-    tokens = first.scores[-1].tokens_scored
-    table = Table(title=f"perplexity, protocol {first.protocol}, {first.model}, {tokens:,} tokens scored at {first.scores[-1].length:,}")
+    table = Table(title=f"{heading(first)}, {first.scores[-1].tokens_scored:,} tokens scored at {first.scores[-1].length:,}")
     table.add_column("encoding", no_wrap=True)
-    for heading in [*(f"{score.length:,}" for score in first.scores), f"last-{first.last_k} nats", "± nats", "tokens/s", "peak GB"]:
-        table.add_column(heading, justify="right", no_wrap=True)
+    for title in [*(f"{score.length:,}" for score in first.scores), f"last-{first.last_k} nats", "± nats", "tokens/s", "peak GB"]:
+        table.add_column(title, justify="right", no_wrap=True)
     for name, result in results.items():
         table.add_row(name, *(f"{score.perplexity:.4g}" for score in result.scores), *footnotes(result))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def heading(result: Result) -> str:
+    """What was measured, in a few words."""
+    return f"{Path(result.model).name}: perplexity, protocol {result.protocol}"
 
 
 def footnotes(result: Result) -> list[str]:

@@ -27,6 +27,7 @@ class ALiBi(PositionalEncoding):
     Needs training; then holds its perplexity beyond the length it was trained at.
     """
 
+    slopes: Tensor
     relative = True
     needs_training = "pretraining or fine-tuning"
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -35,8 +37,14 @@ class KERPLE(PositionalEncoding):
 
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         distance = (q_pos - k_pos).clamp(min=0)
-        r1, r2 = (precise(r, q_pos).clamp(min=SMALLEST)[h] for r in (self.r1, self.r2))
+        r1 = precise(_within(self.r1, SMALLEST), q_pos)[h]
+        r2 = precise(_within(self.r2, SMALLEST, 2.0 if self.kernel == "power" else math.inf), q_pos)[h]
         if self.kernel == "log":
             return -r1 * torch.log1p(r2 * distance)
         # 0 ** r2 has no gradient at distance 0, where the bias is 0 whatever r2.
-        return torch.where(distance > 0, -r1 * distance.clamp(min=1) ** r2.clamp(max=2), torch.zeros((), device=distance.device))
+        return torch.where(distance > 0, -r1 * distance.clamp(min=1) ** r2, torch.zeros((), device=distance.device))
+
+
+def _within(r: Tensor, low: float, high: float = math.inf) -> Tensor:
+    """`r` clamped, with the gradient of `r`: as in the authors' code, a parameter that has met a bound can leave it again."""
+    return r + (r.clamp(low, high) - r).detach()

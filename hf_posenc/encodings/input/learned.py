@@ -36,6 +36,9 @@ class LearnedAbsolute(PositionalEncoding):
     def context_length(self) -> int:
         return self.rows
 
+    def table_rows(self) -> Tensor:
+        return self.table
+
     def adopt(self, table: Tensor) -> None:
         self.table = nn.Parameter(resize(table.detach(), self.rows))
 
@@ -54,5 +57,5 @@ def resize(table: Tensor, rows: int) -> Tensor:
     """A table [L,M] with another number of rows: interpolated linearly to more, cut to fewer."""
     if rows <= len(table):
         return table[:rows].clone()
-    grown = F.interpolate(table.float().T[None], size=rows, mode="linear", align_corners=True)
+    grown = F.interpolate(table.to(torch.promote_types(table.dtype, torch.float32)).T[None], size=rows, mode="linear", align_corners=True)
     return grown[0].T.to(table.dtype).contiguous()

@@ -22,6 +22,7 @@ class Sinusoidal(PositionalEncoding):
     Needs training.
     """
 
+    inv_freq: Tensor
     needs_training = "pretraining or fine-tuning"
 
     def __init__(self, geometry: Geometry, *, theta: float = 10_000.0, layout: str = "interleaved", scale: float = 1.0):

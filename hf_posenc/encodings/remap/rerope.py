@@ -24,7 +24,7 @@ class ReRoPE(PositionalEncoding):
     Works without training.
     """
 
-    relative = False
+    rotary = True
     caches = "raw"
 
     def __init__(self, geometry: Geometry, *, window: int | None = None, log_scaling: bool = True):
@@ -32,8 +32,6 @@ class ReRoPE(PositionalEncoding):
         self.window = max(1, min(512, geometry.max_positions // 2)) if window is None else count("window", window)
         self.log_scaling = log_scaling
         self.base = RoPE(geometry)
-        if geometry.rope_type in ("dynamic", "longrope"):
-            raise ValueError(f"'rerope' cannot stand on a RoPE whose frequencies depend on the length ({geometry.rope_type!r})")
 
     def reset_buffers(self) -> None:
         self.base.reset_buffers()

@@ -29,6 +29,12 @@ class RoPEByLength(ScaledRoPE):
         """Inverse frequencies [r/2] for a text of `length` tokens."""
         raise NotImplementedError
 
+    def frequencies(self) -> tuple[Tensor, float] | None:
+        return None
+
+    def rope_parameters(self):
+        return None
+
     def inverse_frequencies(self) -> Tensor:
         return self.frequencies_at(1)
 

@@ -23,9 +23,7 @@ class DynamicNTK(RoPEByLength):
     Works without training. Differs from the paper: `step`; 1 is the paper's rule.
     """
 
-    def __init__(
-        self, geometry: Geometry, *, factor: float | None = None, target_length: int | None = None, step: int | None = None
-    ):
+    def __init__(self, geometry: Geometry, *, factor: float | None = None, target_length: int | None = None, step: int | None = None):
         super().__init__(geometry, factor=factor, target_length=target_length)
         self.step = max(1, geometry.max_positions // 64) if step is None else count("step", step)
 

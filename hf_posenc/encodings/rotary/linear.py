@@ -13,7 +13,8 @@ class PositionInterpolation(ScaledRoPE):
 
     R(t) -> R(t / s): every frequency is divided by the factor s.
 
-    Composes with a scaling the model already has: its frequencies are divided again.
+    Composes with a scaling the model already has: its frequencies are divided again,
+    unless they depend on the length of the text.
 
     Args:
         factor: s, target context over native context.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,23 +47,22 @@ class LongRoPE(RoPEByLength):
         self.composes = bool(native)
         self.length = native.get("original_max_position_embeddings") or geometry.max_positions
         if original_length is not None:
-            self.length = count("original_length", original_length)
+            self.length = count("original_length", original_length, 2)
         if native and factor is None and target_length is None:
             factor = native.get("factor") or geometry.max_positions / self.length
         if native:
             _refuse_other_factors(native, short_factor, long_factor)
         super().__init__(geometry, factor=factor, target_length=target_length)
         n = self.dim // 2
-        self.short = _factors("short_factor", native.get("short_factor") or short_factor or [1.0] * n, n)
+        self.short = _factors("short_factor", _first(native.get("short_factor"), short_factor, [1.0] * n), n)
         ntk = [self.factor ** (2 * k / max(self.dim - 2, 1)) for k in range(n)]
-        self.long = _factors("long_factor", native.get("long_factor") or long_factor or ntk, n)
+        self.long = _factors("long_factor", _first(native.get("long_factor"), long_factor, ntk), n)
         default = math.sqrt(1 + math.log(self.factor) / math.log(self.length))
-        given = attention_factor or native.get("attention_factor")
-        self.attention_factor = default if given is None else positive("attention_factor", given)
+        self.attention_factor = positive("attention_factor", _first(attention_factor, native.get("attention_factor"), default))
 
     @property
-    def context_length(self) -> int:
-        return round(self.factor * self.length)
+    def native_length(self) -> int:
+        return self.length
 
     def regimes(self, q_pos: Tensor) -> Tensor:
         return torch.where(q_pos < self.length, self.length, self.length + 1)
@@ -73,9 +73,13 @@ class LongRoPE(RoPEByLength):
         return 1.0 / (factors * self.theta**exponent)
 
 
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
 def _factors(name: str, values: Sequence[float], n: int) -> list[float]:
-    if len(values) != n:
-        raise ValueError(f"{name} needs one number a rotated pair, {n} in this model, got {len(values)}")
+    if not isinstance(values, Sequence) or len(values) != n:
+        raise ValueError(f"{name} needs one number a rotated pair, {n} in this model, got {values!r}")
     return [positive(name, v) for v in values]
 
 

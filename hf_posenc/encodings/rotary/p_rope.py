@@ -30,10 +30,14 @@ class PRoPE(RoPE):
             raise ValueError(f"p is a fraction of the pairs, at most 1, got {p!r}")
         self.turning = int(p * self.dim // 2)
         self.p = float(p)
+        if not self.turning:
+            raise ValueError(f"p = {p!r} turns none of the {self.dim // 2} pairs of this model; use 'nope' for that")
 
     def inverse_frequencies(self) -> Tensor:
         frequencies = power_frequencies(self.theta, self.dim)
         return torch.where(torch.arange(self.dim // 2) < self.turning, frequencies, 0.0)
 
     def rope_parameters(self):
+        if self.dim != self.geometry.head_dim:
+            return None
         return {"rope_type": "proportional", "rope_theta": self.theta, "partial_rotary_factor": self.p}

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from ..base import Geometry, PositionalEncoding, positive, precise, register
 
+BY_LENGTH = ("dynamic", "longrope")
+"""Native schemes whose frequencies change with the length of the text."""
+
 
 def power_frequencies(theta: float, dim: int) -> Tensor:
     """theta^(-2k/dim) for k = 0 .. dim/2 - 1, in radians per token, float32."""
@@ -43,7 +46,9 @@ class RoPE(PositionalEncoding):
     Needs training where the model was trained with other positions.
     """
 
+    inv_freq: Tensor
     relative = True
+    rotary = True
     needs_training = "fine-tuning, where the model was trained with other positions or another theta"
 
     def __init__(self, geometry: Geometry, *, theta: float | None = None, partial: float | None = None):
@@ -75,6 +80,9 @@ class RoPE(PositionalEncoding):
         inv_freq = self.inv_freq if inv_freq is None else inv_freq
         return rotate_pairs(x, pos, inv_freq, self.attention_factor, self.geometry.interleaved)
 
+    def frequencies(self) -> tuple[Tensor, float] | None:
+        return self.inv_freq, self.attention_factor
+
     def rope_parameters(self):
         if self.geometry.rope_type != "default":
             return dict(self.geometry.rope_parameters)
@@ -84,6 +92,11 @@ class RoPE(PositionalEncoding):
 
 def native_frequencies(geometry: Geometry) -> Tensor:
     """The frequencies the model was built with, [r/2] float32."""
+    if geometry.rope_type in BY_LENGTH:
+        raise ValueError(
+            f"the RoPE of this model depends on the length of the text ({geometry.rope_type!r}), so that no other rotation "
+            f"can stand on it. Load the model with {_unscaled(geometry)} first."
+        )
     if geometry.frequencies is not None:
         return torch.tensor(geometry.frequencies, dtype=torch.float32)
     return power_frequencies(geometry.theta, geometry.rotary_dim)
@@ -91,14 +104,21 @@ def native_frequencies(geometry: Geometry) -> Tensor:
 
 def scaled_already(name: str, geometry: Geometry) -> str:
     """Why a second scaling is refused."""
+    remedy = "Load" if geometry.rope_type in BY_LENGTH else "Use 'linear' or 'rerope', which do, or load"
     return (
         f"this model already scales its RoPE ({geometry.rope_type!r}), and {name!r} does not compose with that. "
-        "Use 'linear' or 'rerope', which do, or load the model with "
-        f"config.rope_parameters = {{'rope_type': 'default', 'rope_theta': {geometry.theta:g}}} first."
+        f"{remedy} the model with {_unscaled(geometry)} first."
     )
+
+
+def _unscaled(geometry: Geometry) -> str:
+    return f"config.rope_parameters = {{'rope_type': 'default', 'rope_theta': {geometry.theta:g}}}"
 
 
 def _partial_dim(head_dim: int, partial: float) -> int:
     if positive("partial", partial) > 1:
         raise ValueError(f"partial is a fraction of the head, at most 1, got {partial!r}")
-    return int(head_dim * partial)
+    dim = int(head_dim * partial)
+    if not dim or dim % 2:
+        raise ValueError(f"partial = {partial!r} of {head_dim} dimensions rotates {dim} of them; it must be an even number of at least 2")
+    return dim

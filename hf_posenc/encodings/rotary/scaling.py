@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Geometry, positive
+from ..base import Geometry, count, positive
 from .rope import RoPE, scaled_already
 
 
@@ -21,21 +21,26 @@ class ScaledRoPE(RoPE):
         super().__init__(geometry)
         if geometry.rope_type != "default" and not self.composes:
             raise ValueError(scaled_already(self.name, geometry))
-        self.factor = stretch(self.name, geometry, factor, target_length)
+        self.factor = stretch(self.name, self.native_length, factor, target_length)
+
+    @property
+    def native_length(self) -> int:
+        """Context length in tokens that `factor` multiplies."""
+        return self.geometry.max_positions
 
     @property
     def context_length(self) -> int:
-        return round(self.factor * self.geometry.max_positions)
+        return round(self.factor * self.native_length)
 
 
-def stretch(name: str, geometry: Geometry, factor: float | None, target_length: int | None) -> float:
+def stretch(name: str, native_length: int, factor: float | None, target_length: int | None) -> float:
     """The extension factor from either of its two spellings.
 
     Raises:
         ValueError: neither or both are given, or the result is not a finite number of at least 1.
     """
     if (factor is None) == (target_length is None):
-        raise ValueError(f"{name!r} takes either factor= or target_length= (native context: {geometry.max_positions} tokens)")
+        raise ValueError(f"{name!r} takes either factor= or target_length= (native context: {native_length} tokens)")
     if target_length is not None:
-        factor = positive("target_length", target_length, geometry.max_positions) / geometry.max_positions
+        factor = count("target_length", target_length, native_length) / native_length
     return positive("factor", factor, at_least=1.0)

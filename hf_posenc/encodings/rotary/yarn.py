@@ -99,8 +99,6 @@ class YaRN(NTKByParts):
         truncate: bool = True,
         attention_factor: float | None = None,
     ):
-        super().__init__(
-            geometry, factor=factor, target_length=target_length, beta_fast=beta_fast, beta_slow=beta_slow, truncate=truncate
-        )
+        super().__init__(geometry, factor=factor, target_length=target_length, beta_fast=beta_fast, beta_slow=beta_slow, truncate=truncate)
         default = 0.1 * math.log(self.factor) + 1.0
         self.attention_factor = default if attention_factor is None else positive("attention_factor", attention_factor)

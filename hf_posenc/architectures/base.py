@@ -1,0 +1,259 @@
+"""The contract of an architecture: where one model family keeps its positions."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..encodings import Geometry, PositionalEncoding
+from ..encodings.rotary.rope import power_frequencies
+from ..registry import Registry
+
+ARCHITECTURES: Registry[Architecture] = Registry("architecture")
+register = ARCHITECTURES.register
+
+Group = str | None
+"""Layers that share one set of native rotary frequencies: a layer type where `rope_parameters` is nested, else None."""
+
+
+class Architecture:
+    """One family of decoders with a rotary module on the backbone. The defaults describe Llama; a family equal to it is one string."""
+
+    layers: ClassVar[str] = "layers"
+    attention: ClassVar[str] = "self_attn"
+    slot: ClassVar[str] = "rotary_emb"
+    interleaved: ClassVar[bool] = False
+    """Pairs of rotated dimensions are (0, 1), (2, 3) ... instead of (0, r/2), (1, r/2 + 1) ..."""
+
+    # -- finding things -----------------------------------------------------------------------------------------------
+
+    def backbone(self, model: PreTrainedModel) -> nn.Module:
+        """The module that holds the layers and the native encoding."""
+        return model.base_model
+
+    def attentions(self, backbone: nn.Module) -> list[nn.Module]:
+        """The attention module of each layer."""
+        return [getattr(layer, self.attention) for layer in getattr(backbone, self.layers)]
+
+    def layer_types(self, config: PretrainedConfig) -> tuple[str, ...]:
+        """Per layer, "full_attention" or "sliding_attention"."""
+        types = getattr(config, "layer_types", None)
+        if types is None:
+            sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+            types = ["sliding_attention" if sliding else "full_attention"] * config.num_hidden_layers
+        return tuple(types)
+
+    def uses_slot(self, attention: nn.Module) -> bool:
+        """Whether this layer looks at the native encoding; some families have layers without by design."""
+        return bool(getattr(attention, "use_rope", True))
+
+    def group(self, config: PretrainedConfig, layer: int) -> Group:
+        """The native frequencies that `layer` uses."""
+        nested = config.nested_rope_parameter_keys(config.rope_parameters)
+        return self.layer_types(config)[layer] if nested else None
+
+    def check(self, backbone: nn.Module) -> None:
+        """Raise ValueError if this model of the family cannot be patched."""
+
+    # -- the native encoding ------------------------------------------------------------------------------------------
+
+    def fresh(self, native: nn.Module, config: PretrainedConfig) -> nn.Module:
+        """The module that transformers would build for the slot from `config`, on the CPU."""
+        with torch.device("cpu"):
+            return type(native)(config)
+
+    def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
+        """What an encoding may know about a model with this configuration and this module in the slot."""
+        parameters = config.rope_parameters[group] if group else config.rope_parameters
+        frequencies, factor = rotary_state(native, group)
+        plain = power_frequencies(parameters["rope_theta"], 2 * len(frequencies))
+        return Geometry(
+            **self._sizes(config),
+            rotary_dim=2 * len(frequencies),
+            theta=float(parameters["rope_theta"]),
+            interleaved=self.interleaved,
+            rope_type=parameters.get("rope_type", "default"),
+            rope_parameters=tuple(parameters.items()),
+            frequencies=None if torch.equal(frequencies, plain) else tuple(frequencies.tolist()),
+            attention_factor=float(factor),
+        )
+
+    def _sizes(self, config: PretrainedConfig) -> dict[str, Any]:
+        heads = config.num_attention_heads
+        return {
+            "hidden_size": config.hidden_size,
+            "num_heads": heads,
+            "num_kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+            "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+            "max_positions": config.max_position_embeddings,
+            "num_layers": config.num_hidden_layers,
+            "layer_types": self.layer_types(config),
+        }
+
+    def native_table(self, native: nn.Module) -> Tensor | None:
+        """The learned position table [L,M] of the family, where it has one."""
+        return None
+
+    def can_hold(self, encoding: PositionalEncoding) -> bool:
+        """Whether the native slot can hold the encoding, so that stock attention does the rest."""
+        frequencies = encoding.frequencies()
+        return frequencies is not None and len(frequencies[0]) * 2 == encoding.geometry.rotary_dim
+
+    def holding(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
+        """A module for the slot: for each group its encoding, or None for no rotation; other groups stay native."""
+        return RotarySlot(native, contents)
+
+    def slot_contents(
+        self, backbone: nn.Module, wants: dict[int, PositionalEncoding | None]
+    ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
+        """Sort what layers want from the slot (an encoding, or None for nothing) by group.
+
+        Returns:
+            the groups whose layers all want the same, with it; and the layers that must be served one by one.
+        """
+        users: dict[Group, list[int]] = {}
+        for layer, attention in enumerate(self.attentions(backbone)):
+            if self.uses_slot(attention):
+                users.setdefault(self.group(backbone.config, layer), []).append(layer)
+        contents, alone = {}, []
+        for group, layers in users.items():
+            first = wants.get(layers[0])
+            if all(layer in wants and wants[layer] is first for layer in layers):
+                contents[group] = first
+            else:
+                alone += [layer for layer in layers if layer in wants]
+        return contents, alone
+
+    def stock_config(
+        self, native: nn.Module, config: PretrainedConfig, contents: dict[Group, PositionalEncoding | None]
+    ) -> PretrainedConfig | None:
+        """`config` with these contents merged in, if transformers builds exactly their frequencies from it; else None."""
+        for group, encoding in contents.items():
+            entries = encoding.rope_parameters() if encoding is not None else None
+            if entries is None:
+                return None
+            # Merge, never replace: what the family keeps beside the scheme (theta, a partial factor) survives.
+            if group:
+                config.rope_parameters = {**config.rope_parameters, group: config.rope_parameters[group] | entries}
+            else:
+                config.rope_parameters = config.rope_parameters | entries
+        built = self.fresh(native, config)
+        return config if all(_same_state(built, group, encoding) for group, encoding in contents.items()) else None
+
+
+def _same_state(rotary: nn.Module, group: Group, encoding: PositionalEncoding | None) -> bool:
+    held = encoding.frequencies() if encoding is not None else None
+    frequencies, factor = rotary_state(rotary, group)
+    return held is not None and torch.equal(frequencies, held[0].cpu()) and factor == held[1]
+
+
+class RotarySlot(nn.Module):
+    """The family's own rotary module with other frequencies in it: its pair layout, its dtype rules, its interface."""
+
+    def __init__(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]):
+        super().__init__()
+        self.rotary = copy.deepcopy(native)
+        self.contents = contents
+        self.refresh_slot()
+
+    def refresh_slot(self) -> None:
+        """Write the frequencies again, in float32, on the device of the module."""
+        for group, encoding in self.contents.items():
+            prefix = f"{group}_" if group else ""
+            old = getattr(self.rotary, f"{prefix}inv_freq")
+            held = encoding.frequencies() if encoding is not None else None
+            frequencies, factor = held or (torch.zeros(len(old)), 1.0)
+            device = "cpu" if old.is_meta else old.device
+            for name in ("inv_freq", "original_inv_freq"):
+                self.rotary.register_buffer(prefix + name, frequencies.to(device, torch.float32, copy=True), persistent=False)
+            setattr(self.rotary, f"{prefix}attention_scaling", factor)
+            if group:
+                self.rotary.rope_type = {**self.rotary.rope_type, group: "default"}
+            else:
+                self.rotary.rope_type = "default"
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        self.refresh_slot()
+        return self
+
+    def forward(self, *args, **kwargs):
+        return self.rotary(*args, **kwargs)
+
+
+def rotary_state(rotary: nn.Module, group: Group) -> tuple[Tensor, float]:
+    """Inverse frequencies [r/2] float32 on the CPU, and the factor on cos and sin, of a transformers rotary module."""
+    prefix = f"{group}_" if group else ""
+    frequencies = getattr(rotary, f"{prefix}inv_freq").detach().to("cpu", torch.float32)
+    return frequencies, float(getattr(rotary, f"{prefix}attention_scaling"))
+
+
+class TableArchitecture(Architecture):
+    """A family that adds a learned position table to its embeddings."""
+
+    offset: ClassVar[int] = 0
+    """Rows of the table before position 0."""
+
+    def group(self, config: PretrainedConfig, layer: int) -> Group:
+        return None
+
+    def fresh(self, native: nn.Module, config: PretrainedConfig) -> nn.Module:
+        raise ValueError(
+            "this checkpoint was saved without the model's own position table, so there is nothing to go back to; "
+            "load the original checkpoint instead"
+        )
+
+    def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
+        return Geometry(**self._sizes(config))
+
+    def native_table(self, native: nn.Module) -> Tensor | None:
+        weight = native.weight.detach()
+        return None if weight.is_meta else weight[self.offset :]
+
+    def can_hold(self, encoding: PositionalEncoding) -> bool:
+        return encoding.table_rows() is not None
+
+    def holding(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
+        encoding = contents[None]
+        table = encoding.table_rows() if encoding is not None else None
+        if table is None:
+            return ZeroTable()
+        module = copy.deepcopy(native)
+        before = native.weight.detach()[: self.offset].to(table)
+        module.weight = nn.Parameter(torch.cat((before, table.detach())))
+        module.num_embeddings = len(module.weight)
+        return module
+
+    def slot_contents(
+        self, backbone: nn.Module, wants: dict[int, PositionalEncoding | None]
+    ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
+        # The table feeds the residual stream of all layers, so it goes as soon as one layer has another encoding.
+        encodings = set(wants.values())
+        return {None: encodings.pop() if len(encodings) == 1 else None}, []
+
+    def stock_config(
+        self, native: nn.Module, config: PretrainedConfig, contents: dict[Group, PositionalEncoding | None]
+    ) -> PretrainedConfig | None:
+        encoding = contents[None]
+        return config if encoding is not None and encoding.table_rows() is not None else None
+
+
+class ZeroTable(nn.Module):
+    """Stands where a learned position table stood, and adds nothing."""
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        tensor = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        return torch.zeros((), device=tensor.device)
+
+
+def forward_is_foreign(attention: nn.Module) -> bool:
+    """Whether some other tool has put its own `forward` on an attention module, or on its class."""
+    if "forward" in attention.__dict__ and not hasattr(attention, "_hf_hook"):
+        return True
+    home = inspect.unwrap(type(attention).forward).__module__
+    return not home.startswith(type(attention).__module__.rsplit(".", 1)[0])

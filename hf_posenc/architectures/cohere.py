@@ -1,0 +1,8 @@
+from .base import Architecture, register
+
+
+class Cohere(Architecture):
+    interleaved = True
+
+
+register("cohere")(Cohere())

@@ -1,0 +1,16 @@
+from torch import nn
+
+from .base import TableArchitecture, register
+
+
+class GPT2(TableArchitecture):
+    layers, attention, slot = "h", "attn", "wpe"
+
+    def check(self, backbone: nn.Module) -> None:
+        if backbone.config.reorder_and_upcast_attn:
+            raise ValueError("GPT-2 with reorder_and_upcast_attn=True bypasses the attention interface; set it to False to patch the model")
+        if backbone.config.add_cross_attention:
+            raise ValueError("GPT-2 with cross-attention is not supported")
+
+
+register("gpt2")(GPT2())

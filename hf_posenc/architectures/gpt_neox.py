@@ -1,0 +1,8 @@
+from .base import Architecture, register
+
+
+class GPTNeoX(Architecture):
+    attention = "attention"
+
+
+register("gpt_neox")(GPTNeoX())

@@ -1,0 +1,140 @@
+"""Saving a patched model, and loading it again through the Auto classes of transformers.
+
+Where transformers knows the scheme, the saved checkpoint is a stock one and nothing here is involved. Elsewhere the
+checkpoint gets a model type of its own. It holds the configuration of the model and the encodings; the Auto classes find
+it through their registries once `hf_posenc` is imported, and everything else refuses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _get_model_class
+
+from .encodings import PositionalEncoding
+
+if TYPE_CHECKING:
+    from .patching import Patch
+
+NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use AutoModelForCausalLM"
+AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+
+
+class PosencConfig(PretrainedConfig):
+    """Configuration of a checkpoint that transformers alone must not load.
+
+    Args:
+        base_model_type: model type of the model.
+        base_config: its configuration, as before any patch. It names no model type of its own: model classes look for
+            theirs in nested configurations, and would load what they find.
+        positional_encoding: the requests to repeat on it, each with name, options and layers.
+        vocab_size: a notice where every model class wants a number, so that none of them loads a wrong model.
+    """
+
+    model_type = "hf_posenc"
+    base_model_type: str = ""
+    base_config: dict[str, Any] | None = None
+    positional_encoding: list[dict[str, Any]] | None = None
+    vocab_size: int | str = NOTICE
+
+    def model_config(self) -> PretrainedConfig:
+        """The configuration of the model itself."""
+        if not self.base_config or not self.positional_encoding:
+            raise ValueError("the checkpoint names no base_config or no positional_encoding; its config.json is damaged")
+        config = AutoConfig.for_model(self.base_model_type, **self.base_config)
+        config._attn_implementation = self._attn_implementation
+        config.dtype = self.dtype
+        return config
+
+
+class SavePretrained:
+    """`save_pretrained` of one patched model: that of its class, under a configuration that says what the model is."""
+
+    def __init__(self, patch: Patch):
+        self.patch = patch
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        model = self.patch.model
+        live = model.config
+        model.config = saved_config(self.patch)
+        try:
+            return type(model).save_pretrained(model, *args, **kwargs)
+        finally:
+            model.config = live
+
+
+def saved_config(patch: Patch) -> PosencConfig:
+    """The configuration that a patched model is saved with."""
+    base = patch.native_config()
+    base.architectures = [type(patch.model).__name__]
+    requests = []
+    for placement in patch.placements:
+        if (entry := dataclasses.asdict(placement.request)) not in requests:
+            requests.append(entry)
+    entries = base.to_dict()
+    return PosencConfig(base_model_type=entries.pop("model_type"), base_config=entries, positional_encoding=requests)
+
+
+class Loader:
+    """Stands in the registry of one Auto class, and builds that Auto class's model for the base configuration."""
+
+    auto: type
+
+    @classmethod
+    def from_pretrained(cls, path: str, *args: Any, config: PosencConfig, **kwargs: Any) -> Any:
+        """Load as the model's own class does, with the encodings in place before the weights arrive."""
+        base = config.model_config()
+        model_class = _get_model_class(base, cls.auto._model_mapping)
+        loaded = _patched_class(model_class, config).from_pretrained(path, *args, config=base, **kwargs)
+        _finish(loaded[0] if isinstance(loaded, tuple) else loaded, model_class)
+        return loaded
+
+    @classmethod
+    def _from_config(cls, config: PosencConfig, **kwargs: Any) -> PreTrainedModel:
+        base = config.model_config()
+        model_class = _get_model_class(base, cls.auto._model_mapping)
+        model = _patched_class(model_class, config)._from_config(base, **kwargs)
+        _finish(model, model_class)
+        return model
+
+
+def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> type[PreTrainedModel]:
+    """A class for the time of loading only, whose instances are patched as soon as they are built."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, *args, **kwargs)
+        _repeat(self, config)
+
+    return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
+
+
+def _repeat(model: PreTrainedModel, config: PosencConfig) -> None:
+    from .patching import Request, apply, patch_of
+
+    # transformers builds on the meta device; frequencies and slopes are numbers all the same.
+    for entry in config.positional_encoding or []:
+        with torch.device("cpu"):
+            apply(patch_of(model), Request(entry["name"], entry["options"], tuple(entry["layers"])))
+
+
+def _finish(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:
+    model.__class__ = model_class
+    # Loading goes through the meta device, which leaves garbage in whatever is not in the checkpoint.
+    for module in model.modules():
+        if isinstance(module, PositionalEncoding):
+            module.reset_buffers()
+    for module in model.modules():
+        if hasattr(module, "refresh_slot"):
+            module.refresh_slot()
+
+
+def register_auto_classes() -> None:
+    """Make the Auto classes of transformers know checkpoints of patched models."""
+    AutoConfig.register(PosencConfig.model_type, PosencConfig)
+    for name in AUTO_CLASSES:
+        auto = getattr(transformers, name)
+        auto.register(PosencConfig, type(f"{name}Loader", (Loader,), {"auto": auto}))

@@ -1,0 +1,174 @@
+"""Saying what encodings there are, and what is live in a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect as python_inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from .encodings import ENCODINGS, options_of
+from .encodings.base import STAGES
+from .patching import Patch, Placement, patch_of
+
+
+def list_encodings() -> list[str]:
+    """Names of all registered encodings, sorted."""
+    return list(ENCODINGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What an encoding is: its class, documentation, options with defaults, stages and static properties."""
+
+    name: str
+    title: str
+    documentation: str
+    options: dict[str, Any]
+    stages: tuple[str, ...]
+    relative: bool
+    caches: str
+    any_length: bool
+    needs_training: str
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in self.options.items()) or "none"
+        facts = [
+            f"options: {options}",
+            f"acts on: {', '.join(self.stages) or 'nothing'}",
+            f"score depends only on distance: {'yes' if self.relative else 'no'}",
+            f"cached key: {self.caches}",
+            f"defined at any position: {'yes' if self.any_length else 'no'}",
+            f"needs training: {self.needs_training or 'no'}",
+        ]
+        return "\n".join([f"{self.name} ({self.title})", "", self.documentation, "", *facts])
+
+
+def describe(name: str) -> Description:
+    """What the encoding `name` is and takes.
+
+    Raises:
+        ValueError: no such encoding.
+    """
+    cls = ENCODINGS[name]
+    return Description(
+        name=name,
+        title=cls.__name__,
+        documentation=python_inspect.getdoc(cls) or "",
+        options=options_of(cls),
+        stages=tuple(stage for stage in STAGES if cls.has(stage)),
+        relative=cls.relative,
+        caches=cls.caches,
+        any_length=cls.any_length,
+        needs_training=cls.needs_training,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveEncoding:
+    """One encoding found in a model."""
+
+    name: str
+    options: dict[str, Any]
+    layers: tuple[int, ...]
+    place: str
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What positional encoding a model really has.
+
+    Attributes:
+        encodings: the patches, empty for a stock model.
+        native: the encoding the model came with.
+        context_length: tokens the configuration now promises.
+        stock_checkpoint: what `save_pretrained` writes loads without hf_posenc.
+        fingerprint: hash of the live frequencies, slopes and tables, not of any configuration.
+    """
+
+    model_type: str
+    native: str
+    encodings: tuple[LiveEncoding, ...]
+    num_layers: int
+    attention: str
+    context_length: int
+    stock_checkpoint: bool
+    fingerprint: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.model_type}, {self.num_layers} layers, attention {self.attention}, context {self.context_length} tokens"]
+        lines.append(f"native encoding: {self.native}")
+        for e in self.encodings:
+            options = "".join(f", {k}={v!r}" for k, v in e.options.items())
+            where = "all layers" if len(e.layers) == self.num_layers else f"layers {', '.join(map(str, e.layers))}"
+            lines.append(f"patched: {e.name}{options} on {where}, {e.place}, {e.parameters:,} parameters")
+        if not self.encodings:
+            lines.append("patched: no")
+        lines.append(f"a saved checkpoint {'is a stock one' if self.stock_checkpoint else 'loads after `import hf_posenc`'}")
+        lines.append(f"fingerprint: {self.fingerprint}")
+        return "\n".join(lines)
+
+
+def inspect(model: nn.Module) -> Report:
+    """What positional encoding is live in `model`, read from its modules.
+
+    Raises:
+        ValueError: the model is not supported.
+    """
+    record = patch_of(model)
+    config = record.backbone.config
+    native = type(record.native).__name__
+    parameters = getattr(record.native_config(), "rope_parameters", None)
+    live = tuple(
+        LiveEncoding(
+            p.request.name,
+            p.request.options,
+            p.layers,
+            _place(p),
+            sum(x.numel() for x in p.encoding.parameters()),
+        )
+        for p in record.placements
+    )
+    return Report(
+        model_type=config.model_type,
+        native=f"{native} {parameters}" if parameters else native,
+        encodings=live,
+        num_layers=config.num_hidden_layers,
+        attention=record.live_backend,
+        context_length=config.max_position_embeddings,
+        stock_checkpoint=record.stock or not record.placements,
+        fingerprint=_fingerprint(record),
+    )
+
+
+def _place(p: Placement) -> str:
+    if p.native:
+        return "in the native slot"
+    if p.in_attention:
+        return "in the attention function"
+    return "in the embeddings" if p.encoding.has("embed") else "with the native encoding switched off"
+
+
+def _fingerprint(record: Patch) -> str:
+    """Hash of every live number: what the native slot holds, and the encodings beside it with their layers."""
+    digest = hashlib.sha256()
+    for module in getattr(record.backbone, record.architecture.slot).modules():
+        _digest(digest, module)
+    for p in record.placements:
+        if not p.native:
+            digest.update(f"{p.request.name} {p.layers} {p.request.options}".encode())
+            for module in p.encoding.modules():
+                _digest(digest, module)
+    return digest.hexdigest()[:16]
+
+
+def _digest(digest: Any, module: nn.Module) -> None:
+    for name, tensor in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(vars(module).items()):
+        if name.endswith("attention_scaling"):
+            digest.update(f"{name}={value!r}".encode())

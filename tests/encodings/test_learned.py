@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+
+from hf_posenc.encodings import create
+
+
+def test_adds_the_row_of_the_position(geometry):
+    learned = create("learned", geometry)
+    x, pos = torch.randn(2, 3, 32), torch.tensor([[0, 1, 15], [4, 4, 2]])
+    out = learned.embed(x, pos)
+    for b in range(2):
+        for t in range(3):
+            assert torch.equal(out[b, t], x[b, t] + learned.table[pos[b, t]])
+    assert learned.embed(x.bfloat16(), pos).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [17, 31, 40, 1000])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_longer_table_is_interpolated(geometry, rows, dtype, tolerance):
+    table = torch.randn(16, 32, dtype=dtype)
+    learned = create("learned", geometry, max_positions=rows)
+    learned.adopt(table)
+    where = np.linspace(0, 15, rows)
+    expected = np.stack([np.interp(where, np.arange(16), column) for column in table.double().numpy().T], 1)
+    torch.testing.assert_close(learned.table.double(), torch.from_numpy(expected), rtol=0, atol=tolerance)
+    assert torch.equal(learned.table[0], table[0]) and torch.equal(learned.table[-1], table[-1])
+    assert learned.table.dtype == dtype and learned.table.requires_grad
+
+
+@pytest.mark.parametrize("rows", [16, 9, 1])
+def test_a_shorter_table_is_cut(geometry, rows):
+    table = torch.randn(16, 32)
+    learned = create("learned", geometry, max_positions=rows)
+    learned.adopt(table)
+    assert torch.equal(learned.table, table[:rows])
+    learned.table.data.zero_()
+    assert table.abs().min() > 0
+    assert learned.context_length == rows
+
+
+def test_positions_past_the_table(geometry):
+    learned = create("learned", geometry, max_positions=20)
+    learned.check_positions(19)
+    with pytest.raises(ValueError, match=r"position 20 lies past the learned table of 20 positions.*max_positions=21"):
+        learned.check_positions(20)
+
+
+def test_starts_from_a_normal_distribution(geometry):
+    table = create("learned", geometry, max_positions=2000, init_std=0.1).table
+    assert (table.mean().item(), table.std().item()) == (pytest.approx(0, abs=2e-3), pytest.approx(0.1, rel=0.02))
+
+
+@pytest.mark.parametrize("options", [{"max_positions": 0}, {"max_positions": 2.0}, {"init_std": 0}, {"init_std": float("nan")}])
+def test_bad_options(geometry, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        create("learned", geometry, **options)

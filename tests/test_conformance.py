@@ -1,0 +1,292 @@
+"""Every registered encoding in every registered architecture. Nothing here names either."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import NATIVE, WINDOW, options_for, tiny_model
+from torch.testing import assert_close
+from transformers import AttentionInterface, AutoModelForCausalLM, StaticCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import hf_posenc
+from hf_posenc.architectures import ARCHITECTURES
+from hf_posenc.patching import Request, apply, patch_of
+
+every_architecture = pytest.mark.parametrize("arch", list(ARCHITECTURES))
+every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())
+CLOSE = {"atol": 2e-5, "rtol": 2e-4}
+
+
+def patched_model(arch, name, seed=0, **changes):
+    model = tiny_model(arch, seed, **changes)
+    torch.manual_seed(7)
+    return hf_posenc.patch(model, name, layers="all", **options_for(name))
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_decoding_equals_evaluation(arch, name, batch):
+    model, (ids, mask) = patched_model(arch, name), batch.values()
+    full = model(**batch).logits
+    for steps in ([12, 1, 1, 1, 1, 1], [3, 7, 2, 5]):
+        seen, cache, parts = 0, None, []
+        for n in steps:
+            piece = ids[:, seen : seen + n]
+            out = model(piece, attention_mask=mask[:, : seen + n], past_key_values=cache, use_cache=True)
+            cache, seen = out.past_key_values, seen + n
+            parts.append(out.logits)
+        assert_close(torch.cat(parts, 1)[mask.bool()], full[mask.bool()], **CLOSE)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_left_padding_is_invisible(arch, name, batch):
+    model, pad = patched_model(arch, name), 5
+    padded = model(**batch).logits[0, pad:]
+    assert_close(padded, model(batch["input_ids"][:1, pad:]).logits[0], **CLOSE)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_packed_documents_are_independent(arch, name, batch):
+    model, ids = patched_model(arch, name), batch["input_ids"][1:]
+    positions = torch.cat((torch.arange(4), torch.arange(13)))[None]
+    packed = model(ids, position_ids=positions, use_cache=False).logits
+    alone = [model(part, use_cache=False).logits for part in (ids[:, :4], ids[:, 4:])]
+    assert_close(packed, torch.cat(alone, 1), **CLOSE)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_unpatch_is_exact(arch, name, batch):
+    short = {k: v[:, 5:] for k, v in batch.items()}
+    model = tiny_model(arch)
+    before, keys, config = model(**short).logits, list(model.state_dict()), copy.deepcopy(model.config.to_dict())
+    hf_posenc.patch(model, name, layers="all", **options_for(name))
+    model(**short)
+    hf_posenc.unpatch(model)
+    assert torch.equal(model(**short).logits, before)
+    assert list(model.state_dict()) == keys
+    assert model.config.to_dict() == config
+    assert model.config._attn_implementation == tiny_model(arch).config._attn_implementation
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_copies_live_their_own_lives(arch, name, batch):
+    short = {k: v[:, 5:] for k, v in batch.items()}
+    other = tiny_model(arch)
+    stock = other(**short).logits
+    model = patched_model(arch, name)
+    assert torch.equal(other(**short).logits, stock)
+    ours = model(**short).logits
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(**short).logits, ours)
+    hf_posenc.unpatch(model)
+    assert torch.equal(twin(**short).logits, ours)
+    hf_posenc.unpatch(twin)
+    assert torch.equal(twin(**short).logits, stock)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_backends_agree(arch, name, batch):
+    model, keep = patched_model(arch, name), batch["attention_mask"].bool()
+    stock = tiny_model(arch)
+    logits = {}
+    with torch.compiler.set_stance("force_eager"):  # flex without a compiler: the same numbers, in a fraction of the time
+        for backend in ("eager", "sdpa", "flex_attention"):
+            try:
+                stock.set_attn_implementation(backend)
+                stock(batch["input_ids"][:, -NATIVE:])
+            except ValueError:
+                continue  # this family does not have the backend
+            model.set_attn_implementation(backend)
+            logits[backend] = model(**batch).logits[keep]
+    for backend, value in logits.items():
+        assert_close(value, logits["eager"], msg=lambda m, b=backend: f"{b}: {m}", **CLOSE)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_scores_are_what_the_model_computes(arch, name, batch):
+    model = tiny_model(arch)
+    record = patch_of(model)
+    torch.manual_seed(7)
+    apply(record, Request(name, options_for(name), (0, 1)), native_slot=False)
+    site, calls = record.placements[0], []
+    if not site.in_attention:
+        return  # no score is changed: the permutation and shift tests speak for these
+    backend = model.config._attn_implementation
+    function = ALL_ATTENTION_FUNCTIONS[backend]
+
+    def spy(module, q, k, v, mask, **kwargs):
+        output = function(module, q, k, v, mask, **kwargs)
+        calls.append((module, q, k, v, kwargs, output[0]))
+        return output
+
+    AttentionInterface.register(backend, spy)
+    try:
+        model(batch["input_ids"])
+    finally:
+        AttentionInterface.register(backend, function)
+    module, q, k, v, kwargs, output = calls[site.layers[0]]
+    pos = torch.arange(q.shape[2]).expand(len(q), -1)
+    expected = reference_attention(site.encoding, q.double(), k.double(), v.double(), pos, kwargs, record, site.layers[0])
+    assert_close(output, expected.float(), **CLOSE)
+
+
+def reference_attention(encoding, q, k, v, pos, kwargs, record, layer):
+    """Softmax of the dense definition, in float64, under the causal mask, the window, softcap and sinks of the layer."""
+    if kwargs.get("softcap") is None:
+        scores = encoding.scores(q, k, pos, pos, kwargs["scaling"])
+    else:
+        cap = kwargs["softcap"]
+        scores = cap * torch.tanh(encoding.content_scores(q, k, pos, pos, kwargs["scaling"]) / cap) + encoding.bias_matrix(pos, pos)
+    distance = pos[:, :, None] - pos[:, None, :]
+    seen = distance >= 0
+    if record.architecture.layer_types(record.backbone.config)[layer] == "sliding_attention":
+        seen &= distance < WINDOW
+    scores = scores.masked_fill(~seen[:, None], -torch.inf)
+    if kwargs.get("s_aux") is not None:
+        sinks = kwargs["s_aux"].double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return (weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_native_slot_equals_attention_function(arch, name, batch):
+    native, other = patched_model(arch, name), tiny_model(arch)
+    torch.manual_seed(7)
+    apply(patch_of(other), Request(name, options_for(name), (0, 1)), native_slot=False)
+    keep = batch["attention_mask"].bool()
+    assert_close(other(**batch).logits[keep], native(**batch).logits[keep], **CLOSE)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_order_is_seen_through_the_encoding_alone(arch, name, batch):
+    """One layer, last token: without any encoding the order of the earlier tokens cannot matter; with one it must."""
+    ids = batch["input_ids"][1:, :WINDOW]
+    model = tiny_model(arch, num_hidden_layers=1)
+    torch.manual_seed(7)
+    hf_posenc.patch(model, name, layers="all", **options_for(name))
+    swapped = ids[:, [3, 2, 4, 0, 1, 5]]
+    difference = (model(ids).logits[:, -1] - model(swapped).logits[:, -1]).abs().max().item()
+    if hf_posenc.describe(name).stages:
+        assert difference > 1e-4
+    else:
+        assert difference < 1e-5
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_relative_encodings_see_distances_only(arch, name, batch):
+    if not hf_posenc.describe(name).relative:
+        return
+    model, ids = patched_model(arch, name), batch["input_ids"][1:]
+    positions = torch.arange(ids.shape[1])[None]
+    assert_close(model(ids, position_ids=positions + 9).logits, model(ids, position_ids=positions).logits, **CLOSE)
+
+
+@every_architecture
+@every_encoding
+def test_every_parameter_learns(arch, name, batch):
+    model = patched_model(arch, name).train()
+    model.gradient_checkpointing_enable()
+    model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not silent
+    encodings = [p for n, p in model.named_parameters() if "positional_encoding" in n]
+    assert all(p.grad.abs().sum() > 0 for p in encodings)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_checkpoint_loads_again(arch, name, batch, tmp_path):
+    model = patched_model(arch, name)
+    for parameter in patch_of(model).placements[0].encoding.parameters():
+        parameter.add_(0.1)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+    assert again.config.model_type == model.config.model_type == arch
+    assert type(again) is type(model)
+    assert hf_posenc.inspect(again).fingerprint == hf_posenc.inspect(model).fingerprint
+    assert again.config.max_position_embeddings == model.config.max_position_embeddings
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_generation_needs_no_cache(arch, name, batch):
+    model = patched_model(arch, name)
+    for more in ({}, {"num_beams": 3}):
+        settings = {"max_new_tokens": 6, "do_sample": False, "min_new_tokens": 6, **more}
+        assert torch.equal(model.generate(**batch, **settings), model.generate(**batch, use_cache=False, **settings))
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_static_cache_changes_nothing(arch, name, batch):
+    model, (ids, mask) = patched_model(arch, name), batch.values()
+    full = model(**batch).logits
+    cache = StaticCache(config=model.config, max_cache_len=23)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    parts = []
+    for start, end in ((0, 12), (12, 16), (16, 17)):
+        out = model(
+            ids[:, start:end], attention_mask=mask[:, :end], position_ids=positions[:, start:end], past_key_values=cache, use_cache=True
+        )
+        parts.append(out.logits)
+    assert_close(torch.cat(parts, 1)[mask.bool()], full[mask.bool()], **CLOSE)
+
+
+@every_architecture
+@every_encoding
+@torch.no_grad()
+def test_half_precision_stays_close(arch, name, batch):
+    model, keep = patched_model(arch, name), batch["attention_mask"].bool()
+    full = model(**batch).logits[keep]
+    half = model.to(torch.bfloat16)(**batch).logits[keep].float()
+    stock = tiny_model(arch)
+    ids = batch["input_ids"][1:, -NATIVE:]
+    noise = (stock(ids).logits - stock.to(torch.bfloat16)(ids).logits.float()).std()
+    assert (half - full).std() < 4 * noise + 0.01
+
+
+@every_architecture
+def test_loading_without_the_package_fails_loudly(arch, tmp_path):
+    foreign = next(n for n in hf_posenc.list_encodings() if not hf_posenc.inspect(patched_model(arch, n)).stock_checkpoint)
+    model = patched_model(arch, foreign)
+    model.save_pretrained(tmp_path)
+    code = f"""
+import transformers
+for cls in (transformers.AutoModelForCausalLM, transformers.{type(model).__name__}):
+    try:
+        cls.from_pretrained({str(tmp_path)!r})
+    except Exception as error:
+        print("refused:", "hf_posenc" in str(error))
+    else:
+        print("loaded")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.split("\n")[:2] == ["refused: True", "refused: True"], run.stdout + run.stderr
