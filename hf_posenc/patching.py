@@ -49,6 +49,11 @@ class Placement:
     """In the native slot, with stock attention; otherwise in the attention function or the embeddings."""
 
     @property
+    def in_table(self) -> bool:
+        """In the place of the model's own position table, which then holds its parameters."""
+        return self.native and self.encoding.table_rows() is not None
+
+    @property
     def in_attention(self) -> bool:
         return not self.native and any(self.encoding.has(stage) for stage in STAGES if stage != "embed")
 
@@ -85,6 +90,8 @@ class Patch:
         encoding = encoding.to(reference.device, dtype).train(self.model.training)
         slot_used = all(self.architecture.uses_slot(self.attentions[i]) for i in layers)
         native = native_slot and slot_used and self.architecture.can_hold(encoding)
+        if not native:
+            self.architecture.check_encoding(self.backbone, encoding)
         return Placement(request, layers, encoding, attribute_name(index), native)
 
     @property
@@ -150,14 +157,14 @@ class Patch:
         setattr(backbone, RECORD, self)
         setattr(backbone, architecture.slot, architecture.holding(self.native, contents) if contents else self.native)
         for placement in placements:
-            if not (placement.native and placement.encoding.table_rows() is not None):
+            if not placement.in_table:
                 backbone.add_module(placement.attribute, placement.encoding)
             if placement.in_attention:
                 for i in placement.layers:
                     attentions[i].posenc_site = EncodingSite(backbone, placement.attribute)
         for i in alone:
             self._rotate_alone(attentions[i], i, wants[i])
-        if any(not p.native or p.encoding.table_rows() is not None for p in placements):
+        if any(not p.native or p.in_table for p in placements):
             hook = BackbonePositions(self, list(python_inspect.signature(type(backbone).forward).parameters)[1:])
             self.handles.append(backbone.register_forward_pre_hook(hook, with_kwargs=True))
         self._configure(config)
@@ -211,6 +218,9 @@ class Patch:
             attention._modules.pop("posenc_rotary", None)
         for placement in self.placements:
             backbone._modules.pop(placement.attribute, None)
+            trained = self.architecture.native_table(getattr(backbone, self.architecture.slot)) if placement.in_table else None
+            if trained is not None:
+                placement.encoding.adopt(trained)
         self._restore_native()
         if "_attn_implementation" in self.config_before:
             self.config_before["_attn_implementation"] = self.live_backend

@@ -114,6 +114,11 @@ def test_a_dataset_file_is_measured_and_short_rows_are_reported(model, tmp_path)
     assert run["skipped"] == [{"name": f"{rows}[1]", "tokens": 5, "reason": "fewer than 128 tokens"}]
     assert run["scores"][-1]["standard_error"] > 0
 
+    counted = ["--dataset", str(rows), "--text_column", "body", "--documents", "1", "--lengths", "330"]
+    assert cli.main(arguments(model, tmp_path / "one", *counted)) == 0
+    run = json.loads(next((tmp_path / "one").glob("stock-*.json")).read_text())
+    assert [each["tokens"] for each in run["documents"]] == [340], "one document long enough, not the first row"
+
 
 @pytest.mark.parametrize(
     ("more", "message"),

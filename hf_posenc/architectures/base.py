@@ -7,6 +7,7 @@ import inspect
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -59,6 +60,9 @@ class Architecture:
 
     def check(self, backbone: nn.Module) -> None:
         """Raise ValueError if this model of the family cannot be patched."""
+
+    def check_encoding(self, backbone: nn.Module, encoding: PositionalEncoding) -> None:
+        """Raise ValueError if this model cannot have `encoding` outside the native slot."""
 
     # -- the native encoding ------------------------------------------------------------------------------------------
 
@@ -142,6 +146,10 @@ class Architecture:
                 config.rope_parameters = {**config.rope_parameters, group: config.rope_parameters[group] | entries}
             else:
                 config.rope_parameters = config.rope_parameters | entries
+        try:  # as it will be read back: some families (Phi-3) refuse schemes that their modules could compute
+            config = type(config).from_dict(config.to_dict())
+        except (KeyError, ValueError, StrictDataclassError):
+            return None
         built = self.fresh(native, config)
         return config if all(_same_state(built, group, encoding) for group, encoding in contents.items()) else None
 

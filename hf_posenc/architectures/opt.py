@@ -1,6 +1,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..encodings import PositionalEncoding
 from .base import TableArchitecture, register
 
 
@@ -10,6 +11,14 @@ class OPT(TableArchitecture):
 
     def backbone(self, model: PreTrainedModel) -> nn.Module:
         return getattr(model.base_model, "decoder", model.base_model)
+
+    def check_encoding(self, backbone: nn.Module, encoding: PositionalEncoding) -> None:
+        config = backbone.config
+        if encoding.has("embed") and config.word_embed_proj_dim != config.hidden_size:
+            raise ValueError(
+                f"{encoding.name!r} is added to the embeddings, but this OPT projects them from {config.word_embed_proj_dim} "
+                f"to {config.hidden_size} dimensions first; use an encoding that acts in the attention"
+            )
 
 
 register("opt")(OPT())

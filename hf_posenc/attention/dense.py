@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..encodings import PositionalEncoding
+from ..encodings.base import precise
 from .masks import Mask, additive, key_positions, visible
 
 BLOCK_BYTES = 1 << 26
@@ -89,9 +90,10 @@ def attend(
     num_queries, num_keys, q = query.shape[2], key.shape[2], query[:, :, rows]
     scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
     if encoding is None or q_pos is None or k_pos is None:
-        scores = (q @ _per_query_head(key, q).transpose(-1, -2) * scaling).float()
+        scores = q @ _per_query_head(key, q).transpose(-1, -2) * scaling
     else:
-        scores = encoding.content_scores(q, key, q_pos[:, rows], k_pos, scaling).float()
+        scores = encoding.content_scores(q, key, q_pos[:, rows], k_pos, scaling)
+    scores = precise(scores, scores)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if encoding is not None and q_pos is not None and k_pos is not None and encoding.has("bias"):
@@ -113,5 +115,5 @@ def _per_query_head(x: Tensor, query: Tensor) -> Tensor:
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     if sinks is None:
         return scores.softmax(-1)
-    column = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    column = sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
     return torch.cat((scores, column), -1).softmax(-1)[..., :-1]

@@ -96,4 +96,6 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, **options) ->
     # The CPU kernel adds a float32 bias to half-precision scores; the others want the dtype of the query, and aligned rows.
     if query.device.type != "cpu":
         bias = bias.to(query.dtype).contiguous()
+    elif query.dtype == torch.float64:
+        bias = bias.double()
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, **options)

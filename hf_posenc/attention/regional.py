@@ -67,7 +67,7 @@ class Merged:
 def _has_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Mask, encoding: PositionalEncoding, kwargs: dict) -> bool:
     """Whether PyTorch's fused CPU kernel, which returns the log-sum-exp, can be used. Its backward pass cannot be merged."""
     plain = not any(kwargs.get(name) for name in ("dropout", "softcap")) and kwargs.get("s_aux") is None
-    same_width = query.shape[-1] == value.shape[-1]
+    same_width = query.shape[-1] == value.shape[-1] and query.dtype != torch.float64
     boolean = not (isinstance(mask, Tensor) and mask.is_floating_point())
     grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     return query.device.type == "cpu" and plain and same_width and boolean and not grad and not encoding.has("bias")

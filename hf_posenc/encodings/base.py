@@ -102,6 +102,7 @@ class PositionalEncoding(nn.Module):
     """
 
     name: ClassVar[str]
+    options: dict[str, Any]
     relative: ClassVar[bool] = False
     """The score depends on positions only through the distance from query to key."""
     rotary: ClassVar[bool] = False

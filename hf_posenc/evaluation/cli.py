@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -47,7 +46,9 @@ class PerplexityArguments:
     text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
     documents: int | None = field(
         default=None,
-        metadata={"help": "how many documents; the built-in text (used without --text and --dataset) is cut into as many, 1 by default"},
+        metadata={
+            "help": "how many documents of the longest length; without --text and --dataset, built-in text is cut into as many (1)"
+        },
     )
     bos: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"help": "BOS before each document; auto: as the tokenizer does"}
@@ -148,7 +149,17 @@ def load_documents(arguments: PerplexityArguments, tokenizer: Any, length: int) 
         texts = dataset_texts(arguments.dataset, arguments.dataset_config, arguments.split, arguments.text_column)
     else:
         texts = map(Text, arguments.text, read_texts(arguments.text))
-    return list(islice((encode(tokenizer, text, bos) for text in texts), arguments.documents))
+    return list(until_enough((encode(tokenizer, text, bos) for text in texts), length, arguments.documents))
+
+
+def until_enough(documents: Iterable[Document], length: int, count: int | None) -> Iterator[Document]:
+    """Documents up to the one that is the `count`th with `length` tokens; the shorter ones among them will be reported as skipped."""
+    for document in documents:
+        yield document
+        if count is not None and len(document) >= length:
+            count -= 1
+            if count == 0:
+                return
 
 
 def load_tokenizer(path: str) -> Any:

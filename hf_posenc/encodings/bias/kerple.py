@@ -37,8 +37,8 @@ class KERPLE(PositionalEncoding):
 
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         distance = (q_pos - k_pos).clamp(min=0)
-        r1 = precise(_within(self.r1, SMALLEST), q_pos)[h]
-        r2 = precise(_within(self.r2, SMALLEST, 2.0 if self.kernel == "power" else math.inf), q_pos)[h]
+        r1 = _within(precise(self.r1, q_pos)[h], SMALLEST)
+        r2 = _within(precise(self.r2, q_pos)[h], SMALLEST, 2.0 if self.kernel == "power" else math.inf)
         if self.kernel == "log":
             return -r1 * torch.log1p(r2 * distance)
         # 0 ** r2 has no gradient at distance 0, where the bias is 0 whatever r2.

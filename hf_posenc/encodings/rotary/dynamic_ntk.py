@@ -18,7 +18,7 @@ class DynamicNTK(RoPEByLength):
     Args:
         factor: s. The scale at n tokens is s n / L - (s - 1), so s sets how fast it grows.
         target_length: context in tokens whose ratio to L is s, instead of `factor`.
-        step: n is rounded up to a multiple of this many tokens, so that rows share frequencies; default L / 64.
+        step: beyond L, n grows in steps of this many tokens, so that rows share frequencies; default L / 64.
 
     Works without training. Differs from the paper: `step`; 1 is the paper's rule.
     """

@@ -1,0 +1,72 @@
+"""Tiny models of every registered architecture, and options for every registered encoding; no list of names."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import hf_posenc
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+NATIVE = 12  # context length of the tiny models: the tests go past it
+WINDOW = 6
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "ffn_dim": 96,
+    "word_embed_proj_dim": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": NATIVE,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 2,  # all of them: routing that flips with rounding would hide what is tested
+    "no_rope_layers": [1, 0],
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+
+def tiny_config(model_type: str, **changes):
+    """A configuration of the family at a size that runs in milliseconds, with sliding windows where the family has them."""
+    default = AutoConfig.for_model(model_type)
+    values = {k: v for k, v in TINY.items() if hasattr(default, k)}
+    if getattr(default, "rope_parameters", None) and "rope_theta" in default.rope_parameters:
+        keep = {k: v for k, v in default.rope_parameters.items() if k in ("rope_theta", "partial_rotary_factor")}
+        values["rope_parameters"] = {"rope_type": "default", **keep}
+    if getattr(default, "sliding_window", None):
+        values["sliding_window"] = WINDOW
+        if getattr(default, "layer_types", None):
+            values["layer_types"] = ["sliding_attention", "full_attention"]
+    values |= changes
+    if "layer_types" in values:
+        values["layer_types"] = values["layer_types"][-values["num_hidden_layers"] :]
+    if "no_rope_layers" in values:
+        values["no_rope_layers"] = values["no_rope_layers"][: values["num_hidden_layers"]]
+    return AutoConfig.for_model(model_type, **values)
+
+
+def tiny_model(model_type: str, seed: int = 0, **changes):
+    """A randomly initialised model of the family, in eval mode; larger weights than usual, so that attention is not flat."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed" not in name and "wte" not in name and "lm_head" not in name:
+                parameter.mul_(4)
+    return model
+
+
+def options_for(name: str) -> dict:
+    """Options with which an encoding reaches past the native context of the tiny models."""
+    wanted = {"factor": 4.0, "max_positions": 64, "window": 4}
+    return {k: v for k, v in wanted.items() if k in hf_posenc.describe(name).options}
