@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _get_model_class
 
 from .encodings import PositionalEncoding
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .patching import Patch
 
 NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use AutoModelForCausalLM"
+OF_ANY_MODEL = ("return_unused_kwargs", "attn_implementation", "experts_implementation", "dtype", "torch_dtype", "name_or_path")
+"""Options of `from_pretrained` about a configuration as such; the others mean the configuration of the model."""
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
 
 
@@ -41,36 +43,48 @@ class PosencConfig(PretrainedConfig):
     positional_encoding: list[dict[str, Any]] | None = None
     vocab_size: int | str = NOTICE
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; what the caller overrides (`num_labels`, `use_cache` ...) is overridden in the model's configuration."""
+        if config_dict.get("base_config") and config_dict.get("base_model_type"):
+            own = {k: kwargs.pop(k) for k in OF_ANY_MODEL if k in kwargs}
+            base_class = CONFIG_MAPPING[config_dict["base_model_type"]]
+            base, unused = base_class.from_dict(dict(config_dict["base_config"]), return_unused_kwargs=True, **kwargs)
+            entries = {k: v for k, v in base.to_dict().items() if k != "model_type"}
+            config_dict, kwargs = config_dict | {"base_config": entries}, own | unused
+        return super().from_dict(config_dict, **kwargs)
+
     def model_config(self) -> PretrainedConfig:
         """The configuration of the model itself."""
         if not self.base_config or not self.positional_encoding:
             raise ValueError("the checkpoint names no base_config or no positional_encoding; its config.json is damaged")
         config = AutoConfig.for_model(self.base_model_type, **self.base_config)
         config._attn_implementation = self._attn_implementation
+        config._experts_implementation = self._experts_implementation
         config.dtype = self.dtype
         return config
 
 
 class SavePretrained:
-    """`save_pretrained` of one patched model: that of its class, under a configuration that says what the model is."""
+    """`save_pretrained` of one patched model, or of the backbone in it: that of its class, under a configuration that says what the model is."""
 
-    def __init__(self, patch: Patch):
-        self.patch = patch
+    def __init__(self, patch: Patch, model: PreTrainedModel):
+        self.patch, self.model = patch, model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        model = self.patch.model
+        model = self.model
         live = model.config
-        model.config = saved_config(self.patch)
+        model.config = saved_config(self.patch, model)
         try:
             return type(model).save_pretrained(model, *args, **kwargs)
         finally:
             model.config = live
 
 
-def saved_config(patch: Patch) -> PosencConfig:
-    """The configuration that a patched model is saved with."""
+def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
+    """The configuration that a patched model, or the backbone in it, is saved with."""
     base = patch.native_config()
-    base.architectures = [type(patch.model).__name__]
+    base.architectures = [type(model).__name__]
     requests = []
     for placement in patch.placements:
         if (entry := dataclasses.asdict(placement.request)) not in requests:

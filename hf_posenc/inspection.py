@@ -129,7 +129,7 @@ def inspect(model: nn.Module) -> Report:
             p.request.options,
             p.layers,
             _place(p),
-            sum(x.numel() for x in p.encoding.parameters()),
+            sum(x.numel() for x in _held(record, p).parameters()),
         )
         for p in record.placements
     )
@@ -153,15 +153,25 @@ def _place(p: Placement) -> str:
     return "in the embeddings" if p.encoding.has("embed") else "with the native encoding switched off"
 
 
+def _held(record: Patch, p: Placement) -> nn.Module:
+    """The module that works for a placement now: training may have changed it, and PEFT may have wrapped it."""
+    return getattr(record.backbone, record.architecture.slot if p.in_table else p.attribute)
+
+
 def _fingerprint(record: Patch) -> str:
-    """Hash of every live number: what the native slot holds, and the encodings beside it with their layers."""
+    """Hash of every live number: what the native slot and the layers with a slot of their own hold, and the encodings beside them."""
     digest = hashlib.sha256()
     for module in getattr(record.backbone, record.architecture.slot).modules():
         _digest(digest, module)
+    for layer, attention in enumerate(record.attentions):
+        if "posenc_rotary" in attention._modules:
+            digest.update(f"layer {layer}".encode())
+            for module in attention.posenc_rotary.modules():
+                _digest(digest, module)
     for p in record.placements:
         if not p.native:
             digest.update(f"{p.request.name} {p.layers} {p.request.options}".encode())
-            for module in p.encoding.modules():
+            for module in _held(record, p).modules():
                 _digest(digest, module)
     return digest.hexdigest()[:16]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect as python_inspect
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -47,6 +49,8 @@ class Placement:
     attribute: str
     native: bool
     """In the native slot, with stock attention; otherwise in the attention function or the embeddings."""
+    table: nn.Module | None = None
+    """While the placement is out of the model: the module that held its table. An optimizer may know the parameter."""
 
     @property
     def in_table(self) -> bool:
@@ -81,13 +85,12 @@ class Patch:
         return [self._place(request, tuple(layers), index + i, native_slot) for i, layers in enumerate(parts.values())]
 
     def _place(self, request: Request, layers: tuple[int, ...], index: int, native_slot: bool) -> Placement:
-        reference = self.model.get_input_embeddings().weight
         encoding = create(request.name, self.geometry(self.group(layers[0])), **request.options)
         table = self.architecture.native_table(self.native)
         if table is not None:
             encoding.adopt(table)
-        dtype = reference.dtype if reference.is_floating_point() else None
-        encoding = encoding.to(reference.device, dtype).train(self.model.training)
+        dtype = self._embedding.dtype if self._embedding.is_floating_point() else None
+        encoding = encoding.to(self.device, dtype).train(self.model.training)
         slot_used = all(self.architecture.uses_slot(self.attentions[i]) for i in layers)
         native = native_slot and slot_used and self.architecture.can_hold(encoding)
         if not native:
@@ -97,6 +100,17 @@ class Patch:
     @property
     def attentions(self) -> list[nn.Module]:
         return self.architecture.attentions(self.backbone)
+
+    @property
+    def _embedding(self) -> torch.Tensor:
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def device(self) -> torch.device | str | int:
+        """Where encodings live: with the embeddings, or where accelerate computes with them when it has offloaded them."""
+        hook = getattr(self.model.get_input_embeddings(), "_hf_hook", None)
+        executes = getattr(hook, "execution_device", None)
+        return executes if self._embedding.is_meta and executes is not None else self._embedding.device
 
     def group(self, layer: int) -> Group:
         """The native frequencies that `layer` uses."""
@@ -155,10 +169,10 @@ class Patch:
         contents, alone = architecture.slot_contents(backbone, wants)
         config = self._stock_config(contents, alone)
         setattr(backbone, RECORD, self)
-        setattr(backbone, architecture.slot, architecture.holding(self.native, contents) if contents else self.native)
+        setattr(backbone, architecture.slot, self._slot(contents))
         for placement in placements:
             if not placement.in_table:
-                backbone.add_module(placement.attribute, placement.encoding)
+                backbone.add_module(placement.attribute, placement.encoding.to(self.device))
             if placement.in_attention:
                 for i in placement.layers:
                     attentions[i].posenc_site = EncodingSite(backbone, placement.attribute)
@@ -168,6 +182,13 @@ class Patch:
             hook = BackbonePositions(self, list(python_inspect.signature(type(backbone).forward).parameters)[1:])
             self.handles.append(backbone.register_forward_pre_hook(hook, with_kwargs=True))
         self._configure(config)
+
+    def _slot(self, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
+        """What goes into the native slot."""
+        for placement in self.placements:
+            if placement.table is not None:
+                return placement.table.to(self.device, self._embedding.dtype)
+        return self.architecture.holding(self.native, contents) if contents else self.native
 
     def _stock_config(self, contents: dict[Group, PositionalEncoding | None], alone: list[int]) -> PretrainedConfig | None:
         """The configuration that says all of this to transformers, where there is one."""
@@ -204,8 +225,20 @@ class Patch:
         for name, value in changes.items():
             self.config_before[name] = copy.deepcopy(getattr(config, name))
             setattr(config, name, value)
-        if not self.stock:
-            self.model.save_pretrained = SavePretrained(self)
+        self._save_as_patched()
+
+    def _save_as_patched(self) -> None:
+        """Let `save_pretrained` say what the model is, unless transformers can be told."""
+        if self.placements and not self.stock:
+            for model in (self.model, self.model.base_model):
+                model.save_pretrained = SavePretrained(self, model)
+
+    def extend_to(self, model: PreTrainedModel) -> Patch:
+        """The same patch, seen from the model around a backbone that was patched on its own."""
+        if model is not self.model and model.base_model is self.model:
+            self.model = model
+            self._save_as_patched()
+        return self
 
     def uninstall(self) -> None:
         """Put everything back; what was never done is skipped."""
@@ -217,25 +250,29 @@ class Patch:
             attention.__dict__.pop("posenc_site", None)
             attention._modules.pop("posenc_rotary", None)
         for placement in self.placements:
-            backbone._modules.pop(placement.attribute, None)
-            trained = self.architecture.native_table(getattr(backbone, self.architecture.slot)) if placement.in_table else None
-            if trained is not None:
-                placement.encoding.adopt(trained)
+            self._take_out(placement)
         self._restore_native()
         if "_attn_implementation" in self.config_before:
             self.config_before["_attn_implementation"] = self.live_backend
         for name, value in self.config_before.items():
             setattr(backbone.config, name, value)
         self.config_before.clear()
-        self.model.__dict__.pop("save_pretrained", None)
+        for model in (self.model, self.model.base_model):
+            model.__dict__.pop("save_pretrained", None)
         backbone.__dict__.pop(RECORD, None)
+
+    def _take_out(self, placement: Placement) -> None:
+        """Keep what the model really holds: it may have been trained, or wrapped (PEFT), since it was put in."""
+        slot = getattr(self.backbone, self.architecture.slot)
+        if placement.in_table and slot is not self.native:
+            placement.table = slot
+        placement.encoding = self.backbone._modules.pop(placement.attribute, placement.encoding)
 
     def _restore_native(self) -> None:
         if any(x.is_meta for x in (*self.native.buffers(), *self.native.parameters())):
             self.native = self.architecture.fresh(self.native, self.native_config())
-        reference = self.model.get_input_embeddings().weight
-        dtype = reference.dtype if list(self.native.parameters()) else None
-        setattr(self.backbone, self.architecture.slot, self.native.to(reference.device, dtype))
+        dtype = self._embedding.dtype if list(self.native.parameters()) else None
+        setattr(self.backbone, self.architecture.slot, self.native.to(self.device, dtype))
 
 
 def attribute_name(index: int) -> str:
@@ -340,7 +377,7 @@ def patch_of(model: nn.Module) -> Patch:
     backbone = architecture.backbone(base)
     live = backbone.__dict__.get(RECORD)
     if live is not None:
-        return live
+        return live.extend_to(base)
     record = Patch(base, architecture, backbone)
     _check_model(record)
     return record
@@ -375,13 +412,17 @@ def _select(layers: Layers, record: Patch) -> tuple[int, ...]:
     if isinstance(layers, slice):
         chosen = list(everything[layers])
     else:
-        chosen = [layers] if isinstance(layers, int) else list(layers)
+        chosen = list(layers) if isinstance(layers, Iterable) else [layers]
     if not chosen:
         raise ValueError(f"layers={layers!r} selects none of the {len(everything)} layers: the patch would have no effect")
-    for i in chosen:
-        if isinstance(i, bool) or not isinstance(i, int) or not -len(everything) <= i < len(everything):
-            raise ValueError(f"layer {i!r} does not exist; the model has layers 0 to {len(everything) - 1}")
-    return tuple(sorted({i % len(everything) for i in chosen}))
+    return tuple(sorted({_layer_index(i, len(everything)) for i in chosen}))
+
+
+def _layer_index(i: Any, num_layers: int) -> int:
+    """`i`, an integer of any library, counted from the first layer."""
+    if isinstance(i, bool) or not hasattr(i, "__index__") or not -num_layers <= operator.index(i) < num_layers:
+        raise ValueError(f"layer {i!r} does not exist; the model has layers 0 to {num_layers - 1}")
+    return operator.index(i) % num_layers
 
 
 def _default_layers(record: Patch) -> tuple[int, ...]:

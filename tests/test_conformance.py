@@ -143,7 +143,7 @@ def test_scores_are_what_the_model_computes(arch, name, batch):
         model(batch["input_ids"])
     finally:
         AttentionInterface.register(backend, function)
-    module, q, k, v, kwargs, output = calls[site.layers[0]]
+    _, q, k, v, kwargs, output = calls[site.layers[0]]
     pos = torch.arange(q.shape[2]).expand(len(q), -1)
     expected = reference_attention(site.encoding, q.double(), k.double(), v.double(), pos, kwargs, record, site.layers[0])
     assert_close(output, expected.float(), **CLOSE)

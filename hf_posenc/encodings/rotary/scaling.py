@@ -14,6 +14,7 @@ class ScaledRoPE(RoPE):
         target_length: target context in tokens, instead of `factor`.
     """
 
+    needs_training = ""
     composes = False
     """Whether it can stand on top of a scaling that the model already has."""
 

@@ -1,0 +1,97 @@
+"""The `hf-posenc` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from .inspection import describe, inspect, list_encodings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand and return its exit status; a mistake of the user is one line on stderr."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in RECIPES:
+        return RECIPES[argv[0]](argv[1:])
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-posenc", description="Positional encodings of Hugging Face models.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, help: str, run: Callable[[argparse.Namespace], None] | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run)
+        return command
+
+    add("list", "all encodings, with what they act on", _list)
+    add("describe", "formula, source, options and properties of one encoding", _describe).add_argument("encoding")
+    add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help="hub id, path, or 'demo'")
+    add("fetch-demo-model", "download and convert SmolLM2-135M-Instruct once, and print where it is", _fetch)
+    for name, recipe in RECIPES.items():
+        add(name, (recipe.__doc__ or "").split("\n")[0])
+    return parser
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    table = Table("encoding", "what it is", "acts on", "to be trained", box=None, pad_edge=False)
+    for name in list_encodings():
+        d = describe(name)
+        table.add_row(name, d.documentation.split("\n")[0], ", ".join(d.stages) or "nothing", "yes" if d.needs_training else "no")
+    Console().print(table)
+
+
+def _describe(arguments: argparse.Namespace) -> None:
+    print(describe(arguments.encoding))
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from .evaluation.demo_model import resolve_model
+
+    print(inspect(AutoModelForCausalLM.from_pretrained(resolve_model(arguments.model), dtype="auto")))
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from .evaluation.demo_model import fetch_demo_model
+
+    print(fetch_demo_model())
+
+
+def _perplexity(argv: list[str]) -> int:
+    """perplexity against length, several encodings side by side (recipes/perplexity.py)"""
+    from .evaluation.cli import main
+
+    return main(argv)
+
+
+def _finetune(argv: list[str]) -> int:
+    """fine-tune a patched model with Trainer (recipes/finetune.py)"""
+    from .finetuning import main
+
+    return main(argv)
+
+
+def _compare(argv: list[str]) -> int:
+    """train short, test long: several encodings on one small model (recipes/compare.py)"""
+    from .comparison import main
+
+    return main(argv)
+
+
+RECIPES: dict[str, Callable[[list[str]], int]] = {"perplexity": _perplexity, "finetune": _finetune, "compare": _compare}
+
+if __name__ == "__main__":
+    sys.exit(main())
