@@ -66,7 +66,7 @@ class PosencConfig(PretrainedConfig):
 
 
 class SavePretrained:
-    """`save_pretrained` of one patched model, or of the backbone in it: that of its class, under a configuration that says what the model is."""
+    """`save_pretrained` of a patched model, or of the backbone in it: that of its class, under a configuration that says what it is."""
 
     def __init__(self, patch: Patch, model: PreTrainedModel):
         self.patch, self.model = patch, model

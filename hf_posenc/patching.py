@@ -112,6 +112,12 @@ class Patch:
         executes = getattr(hook, "execution_device", None)
         return executes if self._embedding.is_meta and executes is not None else self._embedding.device
 
+    @property
+    def native_is_gone(self) -> bool:
+        """The checkpoint had no place for the native encoding. (What accelerate has offloaded is on the meta device too.)"""
+        tensors = (*self.native.buffers(), *self.native.parameters())
+        return any(x.is_meta for x in tensors) and not hasattr(self.native, "_hf_hook")
+
     def group(self, layer: int) -> Group:
         """The native frequencies that `layer` uses."""
         return self.architecture.group(self.backbone.config, layer)
@@ -269,10 +275,12 @@ class Patch:
         placement.encoding = self.backbone._modules.pop(placement.attribute, placement.encoding)
 
     def _restore_native(self) -> None:
-        if any(x.is_meta for x in (*self.native.buffers(), *self.native.parameters())):
+        has_table = bool(list(self.native.parameters()))
+        if self.native_is_gone and not has_table:
             self.native = self.architecture.fresh(self.native, self.native_config())
-        dtype = self._embedding.dtype if list(self.native.parameters()) else None
-        setattr(self.backbone, self.architecture.slot, self.native.to(self.device, dtype))
+        if not any(p.is_meta for p in self.native.parameters()):
+            self.native.to(self.device, self._embedding.dtype if has_table else None)
+        setattr(self.backbone, self.architecture.slot, self.native)
 
 
 def attribute_name(index: int) -> str:
@@ -304,8 +312,10 @@ def patch(model: Model, name: str, *, layers: Layers = None, **options: Any) -> 
             attention backend that cannot carry the encoding.
     """
     record = patch_of(model)
+    if record.placements:
+        _check_model(record)
     request = Request(name, dict(options), _select(layers, record))
-    _check_input_encoding(request, layers, record)
+    _check_reach(request, layers, record)
     apply(record, request)
     return model
 
@@ -345,7 +355,7 @@ def unpatch(model: Model) -> Model:
     """
     record = patch_of(model)
     if record.placements:
-        if any(p.is_meta for p in record.native.parameters()):
+        if record.native_is_gone:
             record.architecture.fresh(record.native, record.native_config())
         record.uninstall()
     return model
@@ -410,11 +420,10 @@ def _select(layers: Layers, record: Patch) -> tuple[int, ...]:
             raise ValueError(f"layers is None, 'all', an index, a slice or a list of indices, got {layers!r}")
         return tuple(everything)
     if isinstance(layers, slice):
-        chosen = list(everything[layers])
-    else:
-        chosen = list(layers) if isinstance(layers, Iterable) else [layers]
+        layers = everything[layers]
+    chosen = list(layers) if isinstance(layers, Iterable) else [layers]
     if not chosen:
-        raise ValueError(f"layers={layers!r} selects none of the {len(everything)} layers: the patch would have no effect")
+        raise ValueError(f"layers= selects none of the {len(everything)} layers: the patch would have no effect")
     return tuple(sorted({_layer_index(i, len(everything)) for i in chosen}))
 
 
@@ -432,11 +441,15 @@ def _default_layers(record: Patch) -> tuple[int, ...]:
     return tuple(full or positional)
 
 
-def _check_input_encoding(request: Request, layers: Layers, record: Patch) -> None:
-    """Refuse to limit to some layers what reaches all of them."""
+def _check_reach(request: Request, layers: Layers, record: Patch) -> None:
+    """Refuse to limit to some layers what reaches all of them, and to take positions from layers that have none."""
     cls = ENCODINGS[request.name]
+    does_nothing = not any(cls.has(stage) for stage in STAGES)
     if cls.has("embed") and layers not in (None, "all"):
         raise ValueError(f"{request.name!r} is added to the embeddings and reaches every layer; layers= cannot restrict it")
     complete = len(request.layers) == len(record.attentions)
-    if not complete and record.architecture.native_table(record.native) is not None and not any(cls.has(stage) for stage in STAGES):
+    if not complete and record.architecture.native_table(record.native) is not None and does_nothing:
         raise ValueError(f"the position table of this model feeds every layer, so {request.name!r} cannot be limited to some of them")
+    if does_nothing and not any(record.architecture.uses_slot(record.attentions[i]) for i in request.layers):
+        where = ", ".join(map(str, request.layers))
+        raise ValueError(f"layers {where} have no positions by design: the patch would have no effect")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from itertools import cycle
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ Curve = Mapping[int, float]
 
 # Okabe and Ito's palette without its yellow, which is unreadable on white; with the markers it survives a black-and-white print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
-DASHES = ("-", "--", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":")
 
 
 def plot_perplexity(
     curves: Mapping[str, Curve], path: str | os.PathLike, title: str | None = None, train_length: int | None = None
 ) -> Path:
-    """Draw perplexity against context length, one line per name, best at the longest length first in the legend.
+    """Draw perplexity against context length, one line per name; the legend has the order of the lines' right ends.
 
-    Values that are infinite, or so large that they would flatten everything else, are drawn on the upper edge with their number beside them.
-    NaN and missing lengths are left out: a name without any value appears in no line.
+    A value that is infinite, or more than 1,000 times the smallest, is drawn on the upper edge with its number beside it. None, NaN
+    and missing lengths are left out; a name without any value has no line.
 
     Args:
         curves: name -> {length in tokens: perplexity}.
@@ -39,9 +39,9 @@ def plot_perplexity(
         raise ValueError("there is nothing to plot: no curve has a value")
     figure, axes = new_axes()
     top = ceiling(value for curve in drawn.values() for value in curve.values())
-    styles = zip(by_longest(drawn), cycle(COLOURS), cycle(MARKERS), strict=False)
-    for index, (name, colour, marker) in enumerate(styles):
-        draw(axes, name, drawn[name], top, color=colour, marker=marker, linestyle=DASHES[index // len(COLOURS) % len(DASHES)])
+    for name, style in zip(from_the_top(drawn), styles(), strict=False):
+        axes.plot(list(drawn[name]), [clipped(value, top) for value in drawn[name].values()], label=name, **style)
+    label_clipped(axes, drawn, top)
     dress(axes, sorted({length for curve in drawn.values() for length in curve}), title, train_length)
     return save(figure, Path(path))
 
@@ -54,12 +54,25 @@ def usable(curve: Curve) -> dict[int, float]:
 def ceiling(values: Iterable[float]) -> float:
     """The largest value drawn true to scale: at most 1,000 times the smallest."""
     finite = [value for value in values if math.isfinite(value)]
-    return min(max(finite), 1_000 * min(finite)) if finite else 1.0
+    return max((value for value in finite if value <= 1_000 * min(finite)), default=1.0)
 
 
-def by_longest(curves: Mapping[str, Curve]) -> list[str]:
-    """Names by the value at their longest length, curves that reach further first."""
-    return sorted(curves, key=lambda name: (-max(curves[name]), curves[name][max(curves[name])]))
+def clipped(value: float, top: float) -> float:
+    """The height at which a value is drawn."""
+    return value if value <= top else top * 1.3
+
+
+def from_the_top(curves: Mapping[str, Curve]) -> list[str]:
+    """Names in the order of their right ends, top first; those that end earlier come last."""
+    return sorted(curves, key=lambda name: (-max(curves[name]), -curves[name][max(curves[name])]))
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """Looks of lines that can be told apart by colour, by marker and, when the colours run out, by dashes."""
+    common = {"linewidth": 1.8, "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    for index in count():
+        nth, again = index % len(COLOURS), index // len(COLOURS)
+        yield {"color": COLOURS[nth], "marker": MARKERS[nth], "linestyle": DASHES[again % len(DASHES)], **common}
 
 
 def new_axes() -> tuple[Any, Any]:
@@ -72,30 +85,29 @@ def new_axes() -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def draw(axes: Any, name: str, curve: Curve, top: float, **style: Any) -> None:
-    """One line; values above `top` are lowered to the edge and labelled."""
-    edge = top * 1.15
-    heights = [min(value, edge) if value > top else value for value in curve.values()]
-    axes.plot(list(curve), heights, label=name, linewidth=1.8, markersize=6.5, markeredgecolor="white", markeredgewidth=0.6, **style)
-    for length, value in curve.items():
-        if value > top:
-            axes.annotate(f"{name}: {value:.2g}", (length, edge), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
+def label_clipped(axes: Any, curves: Mapping[str, Curve], top: float) -> None:
+    """Write beside the upper edge what really belongs there, one line of text per value."""
+    for length in sorted({length for curve in curves.values() for length in curve}):
+        beyond = [f"{name}: {curve[length]:.2g}" for name, curve in curves.items() if curve.get(length, 0) > top]
+        if beyond:
+            place = {"xytext": (-9, 4), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
+            axes.annotate("\n".join(beyond), (length, clipped(math.inf, top)), **place, bbox={"fc": "white", "ec": "none", "pad": 1})
 
 
 def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | None) -> None:
     """Scales, ticks, labels, the mark of the training length and the legend."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths], minor=False)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="context length (tokens)", ylabel="perplexity", title=title)
     if train_length is not None:
-        axes.axvline(train_length, color="0.45", linestyle=":", linewidth=1.5, label=f"trained at {train_length:,}", zorder=0)
+        axes.axvline(train_length, color="0.35", linestyle=(0, (1, 1.5)), linewidth=2, label=f"trained at {train_length:,}", zorder=0)
     axes.grid(True, color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)

@@ -132,7 +132,9 @@ def show(title: str, unit: str, values: dict[str, float]) -> None:
 
 def main() -> int:
     (arguments,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
-    print(", ".join(f"{k} {v}" for k, v in versions().items()), f"threads {torch.get_num_threads()}", arguments.device, sep=", ", end="\n\n")
+    print(
+        ", ".join(f"{k} {v}" for k, v in versions().items()), f"threads {torch.get_num_threads()}", arguments.device, sep=", ", end="\n\n"
+    )
     models = {name: build(name, arguments) for name in (STOCK, *arguments.encodings)}
     with torch.no_grad():
         for length in arguments.lengths:

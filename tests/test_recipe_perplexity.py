@@ -9,26 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from tiny import save_tiny
+from transformers import AutoModelForCausalLM
 
 import hf_posenc
 from hf_posenc.evaluation import cli, perplexity
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "perplexity.py"
-
-
-def save_tiny(folder, family="llama", seed=0):
-    """A random model and a tokenizer that gives every byte its own token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={"<s>": 0, **{symbol: at + 1 for at, symbol in enumerate(alphabet)}}, merges=[]))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(folder)
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    positions = {"max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=257, **sizes, **positions)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

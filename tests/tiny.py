@@ -6,7 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import hf_posenc
 
@@ -70,3 +71,16 @@ def options_for(name: str) -> dict:
     """Options with which an encoding reaches past the native context of the tiny models."""
     wanted = {"factor": 4.0, "max_positions": 64, "window": 4}
     return {k: v for k, v in wanted.items() if k in hf_posenc.describe(name).options}
+
+
+def save_tiny(folder, family="llama", seed=0):
+    """A random model and a tokenizer that gives every byte its own token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={"<s>": 0, **{symbol: at + 1 for at, symbol in enumerate(alphabet)}}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(folder)
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    positions = {"max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=257, **sizes, **positions)).save_pretrained(folder)
+    return folder

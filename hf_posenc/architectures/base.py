@@ -7,6 +7,8 @@ import inspect
 from typing import Any, ClassVar
 
 import torch
+from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import align_module_device
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -220,7 +222,7 @@ class TableArchitecture(Architecture):
         return Geometry(**self._sizes(config))
 
     def native_table(self, native: nn.Module) -> Tensor | None:
-        weight = native.weight.detach()
+        weight = _loaded(native)
         return None if weight.is_meta else weight[self.offset :]
 
     def can_hold(self, encoding: PositionalEncoding) -> bool:
@@ -231,8 +233,9 @@ class TableArchitecture(Architecture):
         table = encoding.table_rows() if encoding is not None else None
         if table is None:
             return ZeroTable()
-        module = copy.deepcopy(native)
-        before = native.weight.detach()[: self.offset].to(table)
+        module = remove_hook_from_module(copy.deepcopy(native))
+        weight = _loaded(native)[: self.offset]
+        before = torch.zeros_like(weight, device=table.device) if weight.is_meta else weight.to(table)
         module.weight = nn.Parameter(torch.cat((before, table.detach())))
         module.num_embeddings = len(module.weight)
         return module
@@ -249,6 +252,12 @@ class TableArchitecture(Architecture):
     ) -> PretrainedConfig | None:
         encoding = contents[None]
         return config if encoding is not None and encoding.table_rows() is not None else None
+
+
+def _loaded(native: nn.Module) -> Tensor:
+    """The weight of a position table, fetched if accelerate has offloaded it; on the meta device if there is none."""
+    with align_module_device(native):
+        return native.weight.detach()
 
 
 class ZeroTable(nn.Module):

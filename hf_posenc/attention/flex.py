@@ -26,8 +26,16 @@ class LazyBias:
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Mask, encoding: PositionalEncoding, q_pos: Tensor, k_pos: Tensor, **kw
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    encoding: PositionalEncoding,
+    q_pos: Tensor,
+    k_pos: Tensor,
+    **kwargs,
 ) -> Tensor:
     """Output [B,Q,H,V]; arguments as for `posenc_attention`, with positions [B,Q] and [B,K]."""
     bias = LazyBias(encoding, q_pos.contiguous(), k_pos.contiguous())
-    return flex_attention_forward(module, query, key, value, mask, position_bias=bias, **kw)[0]
+    return flex_attention_forward(module, query, key, value, mask, position_bias=bias, **kwargs)[0]

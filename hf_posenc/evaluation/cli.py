@@ -46,9 +46,7 @@ class PerplexityArguments:
     text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
     documents: int | None = field(
         default=None,
-        metadata={
-            "help": "how many documents of the longest length; without --text and --dataset, built-in text is cut into as many (1)"
-        },
+        metadata={"help": "how many documents of the longest length; without --text and --dataset, built-in text is cut into as many (1)"},
     )
     bos: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"help": "BOS before each document; auto: as the tokenizer does"}
