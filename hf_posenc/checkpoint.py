@@ -15,10 +15,11 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _get_model_class
 
+from .architectures.base import RotarySlot
 from .encodings import PositionalEncoding
 
 if TYPE_CHECKING:
-    from .patching import Patch
+    from .record import Patch
 
 NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use AutoModelForCausalLM"
 OF_ANY_MODEL = ("return_unused_kwargs", "attn_implementation", "experts_implementation", "dtype", "torch_dtype", "name_or_path")
@@ -96,7 +97,7 @@ def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
 class Loader:
     """Stands in the registry of one Auto class, and builds that Auto class's model for the base configuration."""
 
-    auto: type
+    auto: Any
 
     @classmethod
     def from_pretrained(cls, path: str, *args: Any, config: PosencConfig, **kwargs: Any) -> Any:
@@ -127,7 +128,8 @@ def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> 
 
 
 def _repeat(model: PreTrainedModel, config: PosencConfig) -> None:
-    from .patching import Request, apply, patch_of
+    from .patching import apply, patch_of
+    from .record import Request
 
     # transformers builds on the meta device; frequencies and slopes are numbers all the same.
     for entry in config.positional_encoding or []:
@@ -142,7 +144,7 @@ def _finish(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:
         if isinstance(module, PositionalEncoding):
             module.reset_buffers()
     for module in model.modules():
-        if hasattr(module, "refresh_slot"):
+        if isinstance(module, RotarySlot):
             module.refresh_slot()
 
 

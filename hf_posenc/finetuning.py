@@ -33,17 +33,28 @@ from .training import LengthEvaluation, pack, perplexities, unpack
 
 STOCK = "stock"
 SETTINGS = "finetune.json"
-DEFAULTS = {"output_dir": "runs/finetune", "eval_on_start": True, "logging_steps": 10, "report_to": "none", "label_names": ["labels"]}
+DEFAULTS: dict[str, Any] = {
+    "output_dir": "runs/finetune",
+    "eval_on_start": True,
+    "logging_steps": 10,
+    "report_to": "none",
+    "label_names": ["labels"],
+}
 """Of transformers' TrainingArguments, where this recipe has another default."""
 
 
 @dataclass
 class ModelArguments:
-    """The model, and what of it is trained."""
+    """The model, its positional encoding, and what of it is trained."""
 
     model: str = field(default="demo", metadata={"help": "hub id, local path, or 'demo' (SmolLM2-135M-Instruct, no hub needed)"})
     dtype: str = field(default="float32", metadata={"help": "of the weights: float32, bfloat16, float16, or auto (as saved)"})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention, flash_attention_2"})
+    encoding: str = field(default=STOCK, metadata={"help": "a name from `hf-posenc list`; 'stock' leaves the model as loaded"})
+    factor: float | None = field(default=None, metadata={"help": "context extension factor, for the encodings that take one"})
+    target_length: int | None = field(default=None, metadata={"help": "context length to reach, for the encodings that take one"})
+    layers: str | None = field(default=None, metadata={"help": "which layers: all, a slice as 3::4, or indices as 0,3,7"})
+    option: list[str] = field(default_factory=list, metadata={"help": "more options as key=value: window=1024"})
     lora_rank: int | None = field(default=None, metadata={"help": "train LoRA adapters of this rank through PEFT, not all weights"})
     lora_alpha: int | None = field(default=None, metadata={"help": "LoRA scale; default twice the rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout"})
@@ -51,17 +62,6 @@ class ModelArguments:
     lora_also_train: list[str] = field(
         default_factory=list, metadata={"help": "modules trained in full beside LoRA, for example embed_tokens norm (LongLoRA)"}
     )
-
-
-@dataclass
-class EncodingArguments:
-    """The positional encoding."""
-
-    encoding: str = field(default=STOCK, metadata={"help": "a name from `hf-posenc list`; 'stock' leaves the model as loaded"})
-    factor: float | None = field(default=None, metadata={"help": "context extension factor, for the encodings that take one"})
-    target_length: int | None = field(default=None, metadata={"help": "context length to reach, for the encodings that take one"})
-    layers: str | None = field(default=None, metadata={"help": "which layers: all, a slice as 3::4, or indices as 0,3,7"})
-    option: list[str] = field(default_factory=list, metadata={"help": "more options as key=value: window=1024"})
 
 
 @dataclass
@@ -74,46 +74,42 @@ class DataArguments:
     split: str = field(default="train", metadata={"help": "split of the dataset"})
     text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
     block_size: int = field(default=1024, metadata={"help": "tokens in a training sequence"})
-    eval_tokens: int = field(default=16384, metadata={"help": "tokens held out at the end of the text, to evaluate on"})
+    eval_tokens: int | None = field(
+        default=None, metadata={"help": "tokens held out at the end of the text, to evaluate on; default a twentieth, at most 16384"}
+    )
     eval_lengths: list[int] = field(default_factory=list, metadata={"help": "context lengths to evaluate at; default the block size"})
     num_proc: int | None = field(default=None, metadata={"help": "processes that tokenize"})
-
-
-@dataclass
-class Arguments:
-    """Everything that was asked for."""
-
-    model: ModelArguments
-    encoding: EncodingArguments
-    data: DataArguments
-    training: TrainingArguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; returns the exit status. A mistake of the user is one line on stderr, without a traceback."""
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
-        trainer, evaluation = prepare(arguments)
+        asked = parse(sys.argv[1:] if argv is None else argv)
+        trainer, evaluation = prepare(*asked)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    trainer.train(resume_from_checkpoint=last_checkpoint(arguments.training))
-    return finish(trainer, evaluation, arguments)
+    return train(trainer, evaluation)
 
 
-def parse(argv: list[str]) -> Arguments:
+def run(model_args: ModelArguments, data_args: DataArguments, settings: TrainingArguments) -> int:
+    """Train, save, load again and compare; the exit status is 1 where the reloaded model is another one."""
+    return train(*prepare(model_args, data_args, settings))
+
+
+def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Flags, those of TrainingArguments among them; before them, one YAML or JSON file with the same names, which they override."""
-    groups = cast(Any, [ModelArguments, EncodingArguments, DataArguments, TrainingArguments])
+    groups = cast(Any, [ModelArguments, DataArguments, TrainingArguments])
     parser = HfArgumentParser(groups, prog="finetune", usage="finetune [SETTINGS.yaml] [--flag value ...]", description=__doc__)
     parser.set_defaults(**DEFAULTS)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         parser.set_defaults(**read_settings(argv[0], known={action.dest for action in parser._actions}))
         argv = argv[1:]
-    arguments = Arguments(*parser.parse_args_into_dataclasses(argv, look_for_args_file=False))
-    arguments.data.eval_lengths = sorted(arguments.data.eval_lengths or [arguments.data.block_size])
-    if "nll@" in (arguments.training.metric_for_best_model or ""):
-        arguments.training.greater_is_better = False  # transformers takes every metric whose name does not end with "loss" for a score
-    return arguments
+    model_args, data_args, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    data_args.eval_lengths = sorted(data_args.eval_lengths or [data_args.block_size])
+    if "nll@" in (settings.metric_for_best_model or ""):
+        settings.greater_is_better = False  # transformers takes every metric whose name does not end with "loss" for a score
+    return model_args, data_args, settings
 
 
 def read_settings(path: str, known: set[str]) -> dict[str, Any]:
@@ -130,53 +126,51 @@ def read_settings(path: str, known: set[str]) -> dict[str, Any]:
     return settings
 
 
-def prepare(arguments: Arguments) -> tuple[Trainer, LengthEvaluation]:
+def prepare(model_args: ModelArguments, data_args: DataArguments, settings: TrainingArguments) -> tuple[Trainer, LengthEvaluation]:
     """Everything that can go wrong by mistake happens here, before the first step: text, model, encoding, checkpoints."""
-    if arguments.encoding.encoding != STOCK:
-        hf_posenc.describe(arguments.encoding.encoding)
-    check_settings(arguments)
-    path = resolve_model(arguments.model.model)
+    encoding_options(model_args)
+    own = {**asdict(model_args), **asdict(data_args)}
+    check_same_run(own, settings)
+    path = resolve_model(model_args.model)
     tokenizer = load_tokenizer(path)
-    with arguments.training.main_process_first(desc="packing"):
-        train, test = load_blocks(arguments.data, tokenizer)
-    set_seed(arguments.training.seed)
-    model = load_model(path, arguments)
+    with settings.main_process_first(desc="packing"):
+        train_blocks, test_blocks = load_blocks(data_args, tokenizer)
+    set_seed(settings.seed)
+    model = load_model(path, model_args, longest=max(data_args.block_size, *data_args.eval_lengths))
     trainer = Trainer(
         model,
-        arguments.training,
-        train_dataset=train,
-        eval_dataset=test,
+        settings,
+        train_dataset=train_blocks,
+        eval_dataset=test_blocks,
         processing_class=tokenizer,
         data_collator=default_data_collator,
     )
-    evaluation = LengthEvaluation(unpack(test)[: arguments.data.eval_tokens], arguments.data.eval_lengths).attach(trainer)
     if trainer.is_world_process_zero():
-        describe_run(model, train)
-        write_atomically(Path(arguments.training.output_dir or "") / SETTINGS, json.dumps(own_settings(arguments), indent=1))
-    return trainer, evaluation
+        describe_run(model, train_blocks)
+        write_atomically(output(settings) / SETTINGS, json.dumps(own, indent=1))
+    return trainer, LengthEvaluation(unpack(test_blocks), data_args.eval_lengths).attach(trainer)
 
 
-def own_settings(arguments: Arguments) -> dict[str, Any]:
-    """What makes a run the same run, beside the arguments of `Trainer`."""
-    return {**asdict(arguments.model), **asdict(arguments.encoding), **asdict(arguments.data), "num_proc": None}
+def output(settings: TrainingArguments) -> Path:
+    """The folder that everything goes to."""
+    return Path(settings.output_dir or DEFAULTS["output_dir"])
 
 
-def check_settings(arguments: Arguments) -> None:
-    """Refuse to continue the checkpoints of another run."""
-    folder = Path(arguments.training.output_dir or "")
-    if not (folder / SETTINGS).exists() or last_checkpoint(arguments.training) is None:
+def check_same_run(own: dict[str, Any], settings: TrainingArguments) -> None:
+    """Refuse to go on from the checkpoints of a run that had another model, encoding or text."""
+    file = output(settings) / SETTINGS
+    if last_checkpoint(settings) is None or not file.exists():
         return
-    before, now = json.loads((folder / SETTINGS).read_text()), own_settings(arguments)
-    if changed := [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]]:
-        raise ValueError(f"{folder} has checkpoints of another run ({'; '.join(changed)}); choose another --output_dir")
+    before = json.loads(file.read_text())
+    if changed := [f"{name} was {before.get(name)!r}, is {own[name]!r}" for name in own if before.get(name) != own[name]]:
+        raise ValueError(f"{file.parent} has checkpoints of another run ({'; '.join(changed)}); choose another --output_dir")
 
 
-def last_checkpoint(training: TrainingArguments) -> str | None:
+def last_checkpoint(settings: TrainingArguments) -> str | None:
     """The checkpoint to go on from: the one asked for, or else the last one in the output folder."""
-    if training.resume_from_checkpoint is not None:
-        return training.resume_from_checkpoint
-    folder = training.output_dir
-    return get_last_checkpoint(folder) if folder and Path(folder).is_dir() else None
+    if settings.resume_from_checkpoint is not None:
+        return settings.resume_from_checkpoint
+    return get_last_checkpoint(str(output(settings))) if output(settings).is_dir() else None
 
 
 def load_blocks(data: DataArguments, tokenizer: Any) -> tuple[Any, Any]:
@@ -185,17 +179,20 @@ def load_blocks(data: DataArguments, tokenizer: Any) -> tuple[Any, Any]:
     Raises:
         CorpusError: there is no text, or not enough of it.
     """
-    if data.eval_tokens < max(data.eval_lengths):
-        raise ValueError(f"eval_tokens={data.eval_tokens} is less than the longest evaluation of {max(data.eval_lengths)} tokens")
     blocks = pack(load_texts(data), tokenizer, data.block_size, data.num_proc)
+    wanted = min(len(blocks) * data.block_size // 20, 16384) if data.eval_tokens is None else data.eval_tokens
     # One block more than the tokens fill, because the last one may be padded.
-    held_out = math.ceil(data.eval_tokens / data.block_size) + 1
-    if len(blocks) <= held_out:
+    kept = len(blocks) - math.ceil(wanted / data.block_size) - 1
+    if kept < 1:
         available = unpack(blocks).numel()
-        needed = (held_out + 1) * data.block_size
-        raise CorpusError(f"the text has {available:,} tokens; about {needed:,} are needed (block_size, eval_tokens held out)")
-    train = blocks.select(range(len(blocks) - held_out))
-    return train, blocks.select(range(len(train), len(blocks)))
+        raise CorpusError(f"the text has {available:,} tokens: not enough for a block of {data.block_size:,} and {wanted:,} held out")
+    test = blocks.select(range(kept, len(blocks)))
+    held_out, longest = unpack(test).numel(), max(data.eval_lengths)
+    if held_out < longest:
+        raise CorpusError(
+            f"only {held_out:,} tokens are held out for the test at {longest:,} tokens; raise --eval_tokens or bring more text"
+        )
+    return blocks.select(range(kept)), test
 
 
 def load_texts(data: DataArguments) -> Any:
@@ -216,23 +213,38 @@ def load_texts(data: DataArguments) -> Any:
     return rows if data.text_column == "text" else rows.rename_column(data.text_column, "text")
 
 
-def load_model(path: str, arguments: Arguments) -> Any:
-    """The model with its new encoding, and with LoRA adapters where they were asked for."""
-    chosen = {name: value for name in ("attn_implementation",) if (value := getattr(arguments.model, name))}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=arguments.model.dtype, **chosen)
-    apply_encoding(model, arguments.encoding)
-    check_positions(model, max(arguments.data.block_size, *arguments.data.eval_lengths))
-    return model if arguments.model.lora_rank is None else add_lora(model, arguments.model)
+def load_model(path: str, asked: ModelArguments, longest: int) -> Any:
+    """The model with its new encoding, which must reach `longest` tokens, and with LoRA adapters where they were asked for."""
+    chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=asked.dtype, **chosen)
+    apply_encoding(model, asked)
+    check_positions(model, longest)
+    return model if asked.lora_rank is None else add_lora(model, asked)
 
 
-def apply_encoding(model: Any, asked: EncodingArguments) -> None:
+def encoding_options(asked: ModelArguments) -> dict[str, Any]:
+    """The keyword arguments of `patch`.
+
+    Raises:
+        ValueError: an unknown encoding, or options for the stock one.
+    """
+    options = dict(parse_option(option) for option in asked.option)
+    options |= {name: value for name in ("factor", "target_length") if (value := getattr(asked, name)) is not None}
+    if asked.layers is not None:
+        options["layers"] = parse_layers(asked.layers)
+    if asked.encoding != STOCK:
+        hf_posenc.describe(asked.encoding)
+    elif options:
+        raise ValueError(f"encoding {STOCK!r} takes no options, got {', '.join(options)}")
+    return options
+
+
+def apply_encoding(model: Any, asked: ModelArguments) -> None:
     """Patch the model, and see from what is live in it that this changed something."""
     if asked.encoding == STOCK:
         return
-    options = dict(parse_option(option) for option in asked.option)
-    options |= {name: value for name in ("factor", "target_length") if (value := getattr(asked, name)) is not None}
     before = hf_posenc.inspect(model).fingerprint
-    hf_posenc.patch(model, asked.encoding, layers=cast(Any, parse_layers(asked.layers)), **options)
+    hf_posenc.patch(model, asked.encoding, **encoding_options(asked))
     if hf_posenc.inspect(model).fingerprint == before:
         raise ValueError(
             f"{asked.encoding!r} is live in the model already (fingerprint {before}): leave --encoding out to train it as it is"
@@ -244,16 +256,16 @@ def check_positions(model: Any, length: int) -> None:
     record = patch_of(model)
     for placement in record.placements:
         placement.encoding.check_positions(length - 1)
-    known = record.backbone.config.max_position_embeddings
-    if not record.placements and record.architecture.native_table(record.native) is not None and length > known:
-        raise ValueError(
-            f"the model has a table of {known} positions; {length} are asked for. Grow it: --encoding learned --option max_positions={length}"
-        )
+    known = cast(Any, record.backbone).config.max_position_embeddings
+    has_table = record.architecture.native_table(record.native) is not None
+    if has_table and not record.placements and length > known:
+        grow = f"--encoding learned --option max_positions={length}"
+        raise ValueError(f"the model has a table of {known} positions and is to see {length} tokens; grow the table with {grow}")
 
 
-def parse_layers(layers: str | None) -> str | slice | list[int] | None:
-    """`3::4` as a slice, `0,3,7` as a list, `all` and None as they are."""
-    if layers is None or layers == "all":
+def parse_layers(layers: str) -> str | slice | list[int]:
+    """`3::4` as a slice, `0,3,7` as a list, `all` as it is."""
+    if layers == "all":
         return layers
     try:
         if ":" in layers:
@@ -296,18 +308,23 @@ def describe_run(model: Any, train: Any) -> None:
     print(f"text: {len(train):,} blocks of {len(train[0]['input_ids']):,} tokens")
 
 
-def finish(trainer: Trainer, evaluation: LengthEvaluation, arguments: Arguments) -> int:
-    """Save, load again, and compare; the exit status is 1 where the reloaded model is another one."""
+def train(trainer: Trainer, evaluation: LengthEvaluation) -> int:
+    """Train, save, load again and compare; the exit status is 1 where the reloaded model is another one."""
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
     trainer.save_model()
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return 0
     for (name, nats), perplexity in zip(evaluation.last.items(), perplexities(evaluation.last.values()), strict=True):
-        print(f"{name.removeprefix('eval_nll@')} tokens: {nats:.4f} nats, perplexity {perplexity:.2f}")
+        print(f"{name}: {nats:.4f} nats, perplexity {perplexity:.2f}")
+    return reload(trainer, evaluation.ids[None, : evaluation.lengths[0]])
+
+
+def reload(trainer: Trainer, ids: torch.Tensor) -> int:
+    """Load what was saved, and compare its logits on ids [1,L] with those of the model in memory."""
     model = cast(Any, trainer.accelerator.unwrap_model(trainer.model))
-    ids = evaluation.ids[None, : arguments.data.block_size]
     before = logits(model, ids)
-    folder = whole_model(model, Path(arguments.training.output_dir or ""), trainer.processing_class)
+    folder = whole_model(model, output(trainer.args), trainer.processing_class)
     after = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype), ids)
     difference, scale = (after - before).abs().max().item(), before.abs().max().item()
     print(f"saved in {folder}; loaded again, the largest difference of a logit is {difference:.1e} (largest logit {scale:.1f})")

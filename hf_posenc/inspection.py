@@ -12,7 +12,8 @@ from torch import nn
 
 from .encodings import ENCODINGS, options_of
 from .encodings.base import STAGES
-from .patching import Patch, Placement, patch_of
+from .patching import patch_of
+from .record import Patch, Placement
 
 
 def list_encodings() -> list[str]:

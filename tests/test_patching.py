@@ -107,7 +107,7 @@ def test_bad_input_keeps_the_patch_that_was_there(name, arguments, match, ids):
 
 def test_a_patch_that_fails_halfway_leaves_no_trace(ids, monkeypatch):
     """An error in the last step of all, after modules and hooks are in."""
-    from hf_posenc.patching import Patch
+    from hf_posenc.record import Patch
 
     model = hf_posenc.patch(tiny_model("llama"), "t5")
     logits, stock, before = model(ids).logits, tiny_model("llama"), snapshot(model)
@@ -299,7 +299,8 @@ def test_native_rope_on_some_layers_is_the_stock_model(arch, ids):
 @pytest.mark.parametrize("layer", [0, 1])
 @torch.no_grad()
 def test_some_layers_in_both_modes(arch, layer, batch):
-    from hf_posenc.patching import Request, apply
+    from hf_posenc.patching import apply
+    from hf_posenc.record import Request
 
     native, other = tiny_model(arch), tiny_model(arch)
     hf_posenc.patch(native, "linear", factor=4.0, layers=layer)
@@ -676,13 +677,23 @@ def test_virtual_tokens(kind, name, ids):
     assert torch.equal(again, generated[:, -6:])
 
 
-@pytest.mark.xfail(strict=True, reason="patch writes into the config object, which models made by from_config share")
 def test_a_model_that_shares_the_config_object_is_unaffected():
     model = tiny_model("llama")
     other = type(model)(model.config)
     before = copy.deepcopy(other.config.to_dict())
     hf_posenc.patch(model, "yarn", factor=4.0)
     assert other.config.to_dict() == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ["gpt2", "opt", "llama"])
+def test_growing_a_learned_table_again_keeps_what_it_learned(arch):
+    model = hf_posenc.patch(tiny_model(arch), "learned", max_positions=14)
+    table = next(p for n, p in model.named_parameters() if p.shape == (14, 64) or (arch == "opt" and p.shape == (16, 64)))
+    table.fill_(3.0)
+    hf_posenc.patch(model, "learned", max_positions=30)
+    grown = next(p for n, p in model.named_parameters() if p.shape[0] in (30, 32) and p.shape[1:] == (64,))
+    assert torch.equal(grown[-30:], torch.full((30, 64), 3.0))
 
 
 # -- inspect ----------------------------------------------------------------------------------------------------------

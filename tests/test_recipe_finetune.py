@@ -70,7 +70,9 @@ def test_an_adapter_trains_the_encoding_too(model, text, tmp_path, capsys):
 
 def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
     file = tmp_path / "settings.yaml"
-    file.write_text(f"model: {model}\nencoding: linear\nfactor: 2.0\ntext: [{text}]\nblock_size: 32\nmax_steps: 9\neval_lengths: [32, 64]\n")
+    file.write_text(
+        f"model: {model}\nencoding: linear\nfactor: 2.0\ntext: [{text}]\nblock_size: 32\nmax_steps: 9\neval_lengths: [32, 64]\n"
+    )
     model_args, data_args, settings = finetuning.parse([str(file), "--max_steps", "2"])
     assert (model_args.encoding, model_args.factor, data_args.eval_lengths, settings.max_steps) == ("linear", 2.0, [32, 64], 2)
 

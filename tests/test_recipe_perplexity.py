@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 

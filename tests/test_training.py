@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 import hf_posenc
 from hf_posenc.evaluation import CorpusError
-from hf_posenc.training import LengthEvaluation, pack, window_nll
+from hf_posenc.training import IGNORED, LengthEvaluation, pack, unpack, window_nll
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,17 @@ def tokenizer(folder):
 
 
 def test_packing_keeps_every_token_and_ends_every_document(tokenizer):
-    documents = ["first document", "2nd", "the third one is longer than a block"]
-    blocks = pack(Dataset.from_dict({"text": documents}), tokenizer, 8)
-    stream = [i for row in blocks["input_ids"] for i in row]
+    documents = ["first document", "2nd", "the third one is longer than one block"]
+    blocks = pack(Dataset.from_dict({"text": [documents[0], "", *documents[1:]]}), tokenizer, 8)
     expected = []
     for document in documents:
         expected += tokenizer(document, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    assert stream == expected[: len(expected) // 8 * 8]
-    assert blocks["labels"] == blocks["input_ids"] and all(len(row) == 8 for row in blocks["input_ids"])
+    assert len(expected) % 8
+    assert unpack(blocks).tolist() == expected
+    assert all(len(row) == 8 for name in ("input_ids", "labels") for row in blocks[name])
+    inputs, labels = (torch.tensor(blocks[name]).flatten() for name in ("input_ids", "labels"))
+    assert inputs[: len(expected)].tolist() == expected
+    assert labels[: len(expected)].tolist() == expected and (labels[len(expected) :] == IGNORED).all()
 
 
 def test_a_text_shorter_than_a_block_says_what_is_missing(tokenizer):
@@ -89,6 +92,6 @@ def test_the_callback_logs_every_length(model, tmp_path):
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     logged = [entry for entry in history if "eval_nll@32" in entry]
     assert {entry["step"] for entry in logged} == {2, 4}
-    assert evaluation.last["eval_nll@32"] == window_nll(model, ids, 32, 8)[0]
+    assert evaluation.last["eval_nll@32"] == window_nll(model, ids, 32)[0]
     assert logged[0]["eval_nll@32"] != logged[-1]["eval_nll@32"]
     assert trainer.state.best_metric == min(entry["eval_nll@32"] for entry in logged)

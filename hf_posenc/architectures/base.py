@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate.hooks import remove_hook_from_module
@@ -35,11 +35,11 @@ class Architecture:
 
     # -- finding things -----------------------------------------------------------------------------------------------
 
-    def backbone(self, model: PreTrainedModel) -> nn.Module:
+    def backbone(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module that holds the layers and the native encoding."""
-        return model.base_model
+        return cast(PreTrainedModel, model.base_model)
 
-    def attentions(self, backbone: nn.Module) -> list[nn.Module]:
+    def attentions(self, backbone: PreTrainedModel) -> list[nn.Module]:
         """The attention module of each layer."""
         return [getattr(layer, self.attention) for layer in getattr(backbone, self.layers)]
 
@@ -60,10 +60,10 @@ class Architecture:
         nested = config.nested_rope_parameter_keys(config.rope_parameters)
         return self.layer_types(config)[layer] if nested else None
 
-    def check(self, backbone: nn.Module) -> None:
+    def check(self, backbone: PreTrainedModel) -> None:
         """Raise ValueError if this model of the family cannot be patched."""
 
-    def check_encoding(self, backbone: nn.Module, encoding: PositionalEncoding) -> None:
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
         """Raise ValueError if this model cannot have `encoding` outside the native slot."""
 
     # -- the native encoding ------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class Architecture:
         return RotarySlot(native, contents)
 
     def slot_contents(
-        self, backbone: nn.Module, wants: dict[int, PositionalEncoding | None]
+        self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
     ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
         """Sort what layers want from the slot (an encoding, or None for nothing) by group.
 
@@ -167,7 +167,7 @@ class RotarySlot(nn.Module):
 
     def __init__(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]):
         super().__init__()
-        self.rotary = copy.deepcopy(native)
+        self.rotary: Any = copy.deepcopy(native)
         self.contents = contents
         self.refresh_slot()
 
@@ -183,7 +183,7 @@ class RotarySlot(nn.Module):
                 self.rotary.register_buffer(prefix + name, frequencies.to(device, torch.float32, copy=True), persistent=False)
             setattr(self.rotary, f"{prefix}attention_scaling", factor)
             if group:
-                self.rotary.rope_type = {**self.rotary.rope_type, group: "default"}
+                self.rotary.rope_type = self.rotary.rope_type | {group: "default"}
             else:
                 self.rotary.rope_type = "default"
 
@@ -241,7 +241,7 @@ class TableArchitecture(Architecture):
         return module
 
     def slot_contents(
-        self, backbone: nn.Module, wants: dict[int, PositionalEncoding | None]
+        self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
     ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
         # The table feeds the residual stream of all layers, so it goes as soon as one layer has another encoding.
         encodings = set(wants.values())
@@ -254,7 +254,7 @@ class TableArchitecture(Architecture):
         return config if encoding is not None and encoding.table_rows() is not None else None
 
 
-def _loaded(native: nn.Module) -> Tensor:
+def _loaded(native: Any) -> Tensor:
     """The weight of a position table, fetched if accelerate has offloaded it; on the meta device if there is none."""
     with align_module_device(native):
         return native.weight.detach()
@@ -273,4 +273,4 @@ def forward_is_foreign(attention: nn.Module) -> bool:
     if "forward" in attention.__dict__ and not hasattr(attention, "_hf_hook"):
         return True
     home = inspect.unwrap(type(attention).forward).__module__
-    return not home.startswith(type(attention).__module__.rsplit(".", 1)[0])
+    return home not in {cls.__module__ for cls in type(attention).__mro__}

@@ -1,4 +1,4 @@
-from torch import nn
+from transformers import PreTrainedModel
 
 from .base import TableArchitecture, register
 
@@ -6,7 +6,7 @@ from .base import TableArchitecture, register
 class GPT2(TableArchitecture):
     layers, attention, slot = "h", "attn", "wpe"
 
-    def check(self, backbone: nn.Module) -> None:
+    def check(self, backbone: PreTrainedModel) -> None:
         if backbone.config.reorder_and_upcast_attn:
             raise ValueError("GPT-2 with reorder_and_upcast_attn=True bypasses the attention interface; set it to False to patch the model")
         if backbone.config.add_cross_attention:

@@ -1,4 +1,3 @@
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..encodings import PositionalEncoding
@@ -9,10 +8,11 @@ class OPT(TableArchitecture):
     slot = "embed_positions"
     offset = 2
 
-    def backbone(self, model: PreTrainedModel) -> nn.Module:
-        return getattr(model.base_model, "decoder", model.base_model)
+    def backbone(self, model: PreTrainedModel) -> PreTrainedModel:
+        base = super().backbone(model)
+        return getattr(base, "decoder", base)
 
-    def check_encoding(self, backbone: nn.Module, encoding: PositionalEncoding) -> None:
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
         config = backbone.config
         if encoding.has("embed") and config.word_embed_proj_dim != config.hidden_size:
             raise ValueError(

@@ -48,7 +48,7 @@ def posenc_attention(
     """
     site: EncodingSite | None = module.__dict__.get("posenc_site")
     if backend == "eager" or kwargs.get("output_attentions"):
-        return dense.attention(module, query, key, value, attention_mask, site and site.encoding, **kwargs)
+        return dense.attention(module, query, key, value, attention_mask, site.encoding if site else None, **kwargs)
     if site is None:
         return ALL_ATTENTION_FUNCTIONS[backend](module, query, key, value, attention_mask, **kwargs)
     encoding = site.encoding

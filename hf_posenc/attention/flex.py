@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import Tensor, nn
 from transformers.integrations.flex_attention import flex_attention_forward
 
@@ -38,4 +40,4 @@ def attention(
 ) -> Tensor:
     """Output [B,Q,H,V]; arguments as for `posenc_attention`, with positions [B,Q] and [B,K]."""
     bias = LazyBias(encoding, q_pos.contiguous(), k_pos.contiguous())
-    return flex_attention_forward(module, query, key, value, mask, position_bias=bias, **kwargs)[0]
+    return flex_attention_forward(module, query, key, value, cast(Any, mask), position_bias=cast(Any, bias), **kwargs)[0]

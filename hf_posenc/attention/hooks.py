@@ -11,7 +11,7 @@ from .entry import PREFIX
 from .positions import resolve
 
 if TYPE_CHECKING:
-    from ..patching import Patch
+    from ..record import Patch
 
 
 class BackbonePositions:
@@ -20,7 +20,7 @@ class BackbonePositions:
     def __init__(self, patch: Patch, names: list[str]):
         self.patch, self.names = patch, names
 
-    def __call__(self, backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def __call__(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs
         self._keep_attention(backbone)
         kwargs["position_ids"] = pos = resolve(kwargs)
@@ -32,12 +32,12 @@ class BackbonePositions:
                 kwargs["inputs_embeds"] = self._embedded(backbone, kwargs, getattr(backbone, placement.attribute), pos)
         return (), kwargs
 
-    def _embedded(self, backbone: nn.Module, kwargs: dict[str, Any], encoding: nn.Module, pos: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, backbone: Any, kwargs: dict[str, Any], encoding: Any, pos: torch.Tensor) -> torch.Tensor:
         ids, x = kwargs.pop("input_ids", None), kwargs.get("inputs_embeds")
         x = backbone.get_input_embeddings()(ids) if x is None else x
         return encoding.embed(x, pos.expand(x.shape[0], -1))
 
-    def _keep_attention(self, backbone: nn.Module) -> None:
+    def _keep_attention(self, backbone: Any) -> None:
         """A user who changes the attention backend of a patched model means the backend, not the loss of the encoding."""
         if any(p.in_attention for p in self.patch.placements):
             chosen = backbone.config._attn_implementation or "eager"
@@ -51,7 +51,7 @@ class LayerRotation:
     def __init__(self, group: str | None):
         self.group = group
 
-    def __call__(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         cos, sin = kwargs["position_embeddings"]
         if "posenc_rotary" in attention._modules:
             extra = (self.group,) if self.group else ()
