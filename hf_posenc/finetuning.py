@@ -322,7 +322,8 @@ def train(trainer: Trainer, evaluation: LengthEvaluation) -> int:
 
 def reload(trainer: Trainer, ids: torch.Tensor) -> int:
     """Load what was saved, and compare its logits on ids [1,L] with those of the model in memory."""
-    model = cast(Any, trainer.accelerator.unwrap_model(trainer.model))
+    # Without the wrapper that computes in the precision of training: the reloaded model has none.
+    model = cast(Any, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
     before = logits(model, ids)
     folder = whole_model(model, output(trainer.args), trainer.processing_class)
     after = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype), ids)

@@ -67,6 +67,39 @@ def test_an_adapter_trains_the_encoding_too(model, text, tmp_path, capsys):
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert any("positional_encoding" in name for name in saved)
 
+    from peft import PeftModel
+
+    torch.manual_seed(1)
+    base = hf_posenc.patch(AutoModelForCausalLM.from_pretrained(model), "kerple")
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged").eval()
+    ids = torch.arange(40)[None]
+    torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoints_of_another_run_are_not_continued(model, text, tmp_path, capsys):
+    assert finetuning.main(arguments(model, text, tmp_path / "out", "--encoding", "alibi")) == 0
+    assert finetuning.main(arguments(model, text, tmp_path / "out", "--encoding", "nope")) == 1
+    assert "encoding was 'alibi', is 'nope'" in capsys.readouterr().err
+
+
+def test_an_encoding_that_is_live_already_is_not_called_new(model, text, tmp_path, capsys):
+    patched = hf_posenc.patch(AutoModelForCausalLM.from_pretrained(model), "alibi")
+    patched.save_pretrained(tmp_path / "patched")
+    shutil.copy(model / "tokenizer.json", tmp_path / "patched")
+    shutil.copy(model / "tokenizer_config.json", tmp_path / "patched")
+    assert finetuning.main(arguments(tmp_path / "patched", text, tmp_path / "out", "--encoding", "alibi")) == 1
+    assert "live in the model already" in capsys.readouterr().err
+
+
+def test_layers():
+    assert [finetuning.parse_layers(given) for given in ("all", "3::4", ":-1", "0,3")] == [
+        "all",
+        slice(3, None, 4),
+        slice(None, -1),
+        [0, 3],
+    ]
+
 
 def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
     file = tmp_path / "settings.yaml"
@@ -93,6 +126,8 @@ def test_every_preset_is_understood(preset):
         (["--factor", "2"], "takes no options"),
         (["--encoding", "alibi", "--block_size", "100000"], "fewer than one block of 100,000"),
         (["--encoding", "alibi", "--eval_lengths", "4096"], "held out for the test at 4,096 tokens"),
+        (["--encoding", "learned", "--eval_lengths", "128"], "past the learned table of"),
+        (["--encoding", "alibi", "--layers", "every"], "neither 'all', nor a slice"),
         (["--encoding", "alibi", "--layers", "7"], "the model has layers 0 to 1"),
         (["--encoding", "alibi", "--dataset", "nowhere.csv"], "exclude each other"),
     ],
