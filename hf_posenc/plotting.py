@@ -96,15 +96,16 @@ def label_clipped(axes: Any, curves: Mapping[str, Curve], top: float) -> None:
 
 def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | None) -> None:
     """Scales, ticks, labels, the mark of the training length and the legend."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths], minor=False)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)) if high > 6 * low else MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="context length (tokens)", ylabel="perplexity", title=title)
     if train_length is not None:
         axes.axvline(train_length, color="0.35", linestyle=(0, (1, 1.5)), linewidth=2, label=f"trained at {train_length:,}", zorder=0)

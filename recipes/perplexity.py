@@ -4,9 +4,13 @@ The model is loaded once; each encoding is patched in, measured in one forward p
 
     python recipes/perplexity.py --model demo --encoding stock linear dynamic_ntk yarn --factor 2 --lengths 1024 4096 8192 16384
 
-prints (SmolLM2-135M-Instruct, float32, the first 16,384 tokens of the built-in text; NUMBERS_TO_FILL minutes on two CPU cores)
+prints (SmolLM2-135M-Instruct, float32, the first 16,384 tokens of the text built into Python 3.11; about ten minutes on two CPU cores)
 
-    NUMBERS_TO_FILL
+                  1,024   4,096   8,192  16,384
+    stock         12.74   10.83   10.27   27.92
+    linear        31.17   32.12   30.57   30.91
+    dynamic_ntk   12.74   10.83   10.27   10.10
+    yarn          13.05   11.07   10.60   10.12
 
 and leaves one JSON per encoding, perplexity.csv and perplexity.png in runs/perplexity. A second call takes what is there already.
 
