@@ -46,7 +46,7 @@ class CompareArguments:
     train_length: int = field(default=128, metadata={"help": "context length in training, in bytes of text"})
     eval_multiples: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "test at these multiples of it"})
     eval_tokens: int = field(default=16384, metadata={"help": "held-out bytes of text to test on"})
-    steps: int = field(default=250, metadata={"help": "optimizer steps"})
+    steps: int = field(default=350, metadata={"help": "optimizer steps"})
     batch_size: int = field(default=16, metadata={"help": "sequences in a step"})
     learning_rate: float = field(default=3e-3, metadata={"help": "peak, cosine schedule"})
     hidden_size: int = field(default=128, metadata={"help": "width"})

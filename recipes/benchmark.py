@@ -67,7 +67,7 @@ def megabytes(call, device: str) -> float:
         pass
     with Meter(torch.device(device)) as meter:
         call()
-    return ((meter.peak or 0) - (idle.peak or 0)) / 2**20
+    return max(0, (meter.peak or 0) - (idle.peak or 0)) / 2**20
 
 
 def return_freed_memory() -> None:

@@ -2,7 +2,7 @@
 
     python recipes/compare.py
 
-trains a byte-level GPT-2 of 2 layers for 250 steps at 128 bytes of the embedded English text with each encoding, tests it on held-out
+trains a byte-level GPT-2 of 2 layers for 350 steps at 128 bytes of the embedded English text with each encoding, tests it on held-out
 text at 128, 256, 512 and 1,024 bytes, prints the perplexities, and leaves one JSON per run, compare.csv and compare.png in runs/compare.
 
     python recipes/compare.py --model_type llama --encodings rope alibi kerple --steps 1000 --text book.txt
