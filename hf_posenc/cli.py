@@ -9,6 +9,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from .command import exit_status
 from .inspection import describe, inspect, list_encodings
 
 
@@ -18,12 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in RECIPES:
         return RECIPES[argv[0]](argv[1:])
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

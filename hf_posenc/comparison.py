@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import hf_posenc
 
+from .command import exit_status, listed, parse, parse_option
 from .evaluation.corpus import CorpusError, embedded_corpus, read_texts
 from .evaluation.measure import versions
 from .evaluation.result import write_atomically
@@ -57,10 +57,7 @@ class CompareArguments:
     overwrite: bool = field(default=False, metadata={"help": "train again what is already there"})
 
     def __post_init__(self) -> None:
-        """A YAML or JSON file may give a single value where a list is meant."""
-        for name in ("encodings", "option", "text", "eval_multiples"):
-            if not isinstance(value := getattr(self, name), list):
-                setattr(self, name, [value])
+        listed(self, "encodings", "option", "text", "eval_multiples")
         for name in ("train_length", "eval_tokens", "steps", "batch_size", "hidden_size", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -73,23 +70,8 @@ class CompareArguments:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the comparison; returns the exit status. A mistake of the user is one line on stderr, without a traceback."""
-    try:
-        run(parse(sys.argv[1:] if argv is None else argv))
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def parse(argv: list[str]) -> CompareArguments:
-    """Flags, or one YAML or JSON file with the same names."""
-    parser = HfArgumentParser(cast(Any, CompareArguments), prog="compare", description=CompareArguments.__doc__)
-    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
-        return parser.parse_yaml_file(argv[0])[0]
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(argv[0])[0]
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
+    """Run the comparison; returns the exit status."""
+    return exit_status(lambda: run(parse(CompareArguments, "compare", argv)))
 
 
 def run(arguments: CompareArguments) -> list[dict[str, Any]]:
@@ -115,14 +97,11 @@ def read_options(arguments: CompareArguments) -> dict[str, dict[str, Any]]:
     """`encoding.key=value` as options of each encoding; values are JSON, or else strings."""
     options: dict[str, dict[str, Any]] = {name: dict(DEFAULT_OPTIONS.get(name, {})) for name in arguments.encodings}
     for given in arguments.option:
-        key, equals, value = given.partition("=")
-        name, dot, key = key.partition(".")
-        if not (equals and dot and name in options):
+        name, dot, option = given.partition(".")
+        if not (dot and "=" in option and name in options):
             raise ValueError(f"--option {given!r} is not encoding.key=value with one of the encodings {', '.join(options)}")
-        try:
-            options[name][key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name][key] = value
+        key, value = parse_option(option)
+        options[name][key] = value
     return options
 
 

@@ -23,7 +23,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import hf_posenc
 
-from .evaluation.cli import load_tokenizer, parse_option
+from .command import exit_status, parse_option
+from .evaluation.cli import load_tokenizer
 from .evaluation.corpus import CorpusError, embedded_corpus, open_dataset, read_texts
 from .evaluation.demo_model import resolve_model
 from .evaluation.result import write_atomically
@@ -82,14 +83,10 @@ class DataArguments:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the recipe; returns the exit status. A mistake of the user is one line on stderr, without a traceback."""
-    try:
-        asked = parse(sys.argv[1:] if argv is None else argv)
-        trainer, evaluation = prepare(*asked)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return train(trainer, evaluation)
+    """Run the recipe; returns the exit status. Once training has begun, an error is no mistake of the command line and is shown in full."""
+    prepared: list[tuple[Trainer, LengthEvaluation]] = []
+    status = exit_status(lambda: prepared.append(prepare(*parse(sys.argv[1:] if argv is None else argv))))
+    return status or train(*prepared[0])
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, settings: TrainingArguments) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .architectures.base import ZeroTable
 from .encodings import ENCODINGS, options_of
 from .encodings.base import STAGES
 from .patching import patch_of
@@ -86,6 +87,7 @@ class Report:
     Attributes:
         encodings: the patches, empty for a stock model.
         native: the encoding the model came with.
+        without: layers that see no positional encoding, neither a patched nor the native one.
         context_length: tokens the configuration now promises.
         stock_checkpoint: what `save_pretrained` writes loads without hf_posenc.
         fingerprint: hash of the live frequencies, slopes and tables, not of any configuration.
@@ -94,6 +96,7 @@ class Report:
     model_type: str
     native: str
     encodings: tuple[LiveEncoding, ...]
+    without: tuple[int, ...]
     num_layers: int
     attention: str
     context_length: int
@@ -105,10 +108,11 @@ class Report:
         lines.append(f"native encoding: {self.native}")
         for e in self.encodings:
             options = "".join(f", {k}={v!r}" for k, v in e.options.items())
-            where = "all layers" if len(e.layers) == self.num_layers else f"layers {', '.join(map(str, e.layers))}"
-            lines.append(f"patched: {e.name}{options} on {where}, {e.place}, {e.parameters:,} parameters")
+            lines.append(f"patched: {e.name}{options} on {_layers(e.layers, self.num_layers)}, {e.place}, {e.parameters:,} parameters")
         if not self.encodings:
             lines.append("patched: no")
+        if self.without:
+            lines.append(f"no positional encoding in {_layers(self.without, self.num_layers)}")
         lines.append(f"a saved checkpoint {'is a stock one' if self.stock_checkpoint else 'loads after `import hf_posenc`'}")
         lines.append(f"fingerprint: {self.fingerprint}")
         return "\n".join(lines)
@@ -138,6 +142,7 @@ def inspect(model: nn.Module) -> Report:
         model_type=config.model_type,
         native=f"{native} {parameters}" if parameters else native,
         encodings=live,
+        without=_without(record),
         num_layers=config.num_hidden_layers,
         attention=record.live_backend,
         context_length=config.max_position_embeddings,
@@ -152,6 +157,24 @@ def _place(p: Placement) -> str:
     if p.in_attention:
         return "in the attention function"
     return "in the embeddings" if p.encoding.has("embed") else "with the native encoding switched off"
+
+
+def _layers(layers: tuple[int, ...], num_layers: int) -> str:
+    return "all layers" if len(layers) == num_layers else f"layers {', '.join(map(str, layers))}"
+
+
+def _without(record: Patch) -> tuple[int, ...]:
+    """Layers that no encoding reaches: a patched one at work there, or a native one that is still on."""
+    working = [p for p in record.placements if any(p.encoding.has(stage) for stage in STAGES)]
+    everywhere = any(p.encoding.has("embed") for p in working)
+    patched = {i for p in record.placements for i in p.layers}
+    reached = {i for p in working for i in p.layers}
+    table_off = isinstance(getattr(record.backbone, record.architecture.slot), ZeroTable)
+    return tuple(
+        i
+        for i, attention in enumerate(record.attentions)
+        if not everywhere and i not in reached and (i in patched or table_off or not record.architecture.uses_slot(attention))
+    )
 
 
 def _held(record: Patch, p: Placement) -> nn.Module:

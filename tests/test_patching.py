@@ -701,6 +701,24 @@ def test_growing_a_learned_table_again_keeps_what_it_learned(arch):
 # -- inspect ----------------------------------------------------------------------------------------------------------
 
 
+def test_inspect_names_the_layers_that_see_no_position():
+    def without(arch, *patches):
+        model = tiny_model(arch)
+        for name, layers in patches:
+            hf_posenc.patch(model, name, layers=layers)
+        report = hf_posenc.inspect(model)
+        assert ("no positional encoding in" in str(report)) == bool(report.without)
+        return report.without
+
+    assert without("gpt2") == without("llama") == without("gpt2", ("alibi", "all")) == ()
+    assert without("gpt2", ("alibi", 0)) == (1,)  # the table feeds every layer, and is gone
+    assert without("gpt2", ("alibi", 0), ("rope", 1)) == ()
+    assert without("gpt2", ("sinusoidal", None)) == without("llama", ("alibi", 0)) == ()
+    assert without("llama", ("nope", 1)) == (1,)
+    assert without("smollm3") == (1,)  # by design
+    assert without("smollm3", ("alibi", "all")) == ()
+
+
 def test_inspect_says_where_things_are():
     def live(arch, name, **arguments):
         report = hf_posenc.inspect(hf_posenc.patch(tiny_model(arch), name, **arguments))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_posenc import comparison
+from hf_posenc.command import parse
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--steps", "3", "--batch_size", "2", "--train_length", "16", "--eval_tokens", "256", "--hidden_size", "16", "--layers", "1"]
@@ -53,7 +54,11 @@ def test_finished_runs_are_taken_and_the_same_settings_give_the_same_numbers(tmp
 
 
 def test_options_reach_their_encoding(tmp_path):
-    given = comparison.parse(["--encodings", "kerple", "sinusoidal", "--option", "kerple.kernel=power", "sinusoidal.scale=0.5", *SMALL])
+    given = parse(
+        comparison.CompareArguments,
+        "compare",
+        ["--encodings", "kerple", "sinusoidal", "--option", "kerple.kernel=power", "sinusoidal.scale=0.5", *SMALL],
+    )
     assert comparison.read_options(given) == {"kerple": {"kernel": "power"}, "sinusoidal": {"scale": 0.5}}
 
 

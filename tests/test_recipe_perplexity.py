@@ -12,6 +12,7 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
 import hf_posenc
+from hf_posenc.command import parse
 from hf_posenc.evaluation import cli, perplexity
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "perplexity.py"
@@ -54,7 +55,9 @@ def test_every_encoding_gets_the_options_it_takes_and_the_model_is_stock_in_betw
     assert len({run["scores"][-1]["nats"] for run in runs.values()}) == 4
 
     loaded = AutoModelForCausalLM.from_pretrained(model)
-    corpus = cli.load_documents(cli.parse(arguments(model, tmp_path)), cli.AutoTokenizer.from_pretrained(model), 128)
+    corpus = cli.load_documents(
+        parse(cli.PerplexityArguments, "perplexity", arguments(model, tmp_path)), cli.AutoTokenizer.from_pretrained(model), 128
+    )
     assert perplexity(loaded, corpus, [128]).scores[0].nats == pytest.approx(runs["stock"]["scores"][-1]["nats"], abs=1e-5)
     hf_posenc.patch(loaded, "linear", factor=2.0)
     assert perplexity(loaded, corpus, [128]).scores[0].nats == pytest.approx(runs["linear"]["scores"][-1]["nats"], abs=1e-5)

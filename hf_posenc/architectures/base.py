@@ -30,6 +30,8 @@ class Architecture:
     layers: ClassVar[str] = "layers"
     attention: ClassVar[str] = "self_attn"
     slot: ClassVar[str] = "rotary_emb"
+    packs: ClassVar[bool] = True
+    """transformers keeps documents apart that lie in one row, told by their position ids."""
     interleaved: ClassVar[bool] = False
     """Pairs of rotated dimensions are (0, 1), (2, 3) ... instead of (0, r/2), (1, r/2 + 1) ..."""
 

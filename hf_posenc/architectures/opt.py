@@ -7,6 +7,7 @@ from .base import TableArchitecture, register
 class OPT(TableArchitecture):
     slot = "embed_positions"
     offset = 2
+    packs = False
 
     def backbone(self, model: PreTrainedModel) -> PreTrainedModel:
         base = super().backbone(model)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
 
+from ..command import exit_status, listed, parse, parse_option
 from .corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
 from .demo_model import resolve_model
 from .perplexity import check_lengths, inspect_model, is_length_dependent, perplexity, select, tokens_to_run
@@ -59,30 +59,12 @@ class PerplexityArguments:
     overwrite: bool = field(default=False, metadata={"help": "measure again what is already there"})
 
     def __post_init__(self) -> None:
-        """A YAML or JSON file may give a single value where a list is meant."""
-        for name in ("encoding", "option", "lengths", "text"):
-            if not isinstance(value := getattr(self, name), list):
-                setattr(self, name, [value])
+        listed(self, "encoding", "option", "lengths", "text")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the recipe; returns the exit status. A mistake of the user is one line on stderr, without a traceback."""
-    try:
-        run(parse(sys.argv[1:] if argv is None else argv))
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def parse(argv: list[str]) -> PerplexityArguments:
-    """Flags, or one YAML or JSON file with the same names."""
-    parser = HfArgumentParser(cast(Any, PerplexityArguments), prog="perplexity", description=PerplexityArguments.__doc__)
-    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
-        return parser.parse_yaml_file(argv[0])[0]
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(argv[0])[0]
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
+    """Run the recipe; returns the exit status."""
+    return exit_status(lambda: run(parse(PerplexityArguments, "perplexity", argv)))
 
 
 def run(arguments: PerplexityArguments) -> list[Result]:
@@ -122,17 +104,6 @@ def plan_options(arguments: PerplexityArguments) -> dict[str, dict[str, Any]]:
             listed = "; ".join(f"{name}: {', '.join(options) or 'none'}" for name, options in takes.items())
             raise ValueError(f"none of the encodings takes the option {option!r}; options are: {listed}")
     return {name: {option: value for option, value in given.items() if option in options} for name, options in takes.items()}
-
-
-def parse_option(option: str) -> tuple[str, Any]:
-    """`window=1024` as ("window", 1024); the value is JSON, or else a string."""
-    name, equals, value = option.partition("=")
-    if not equals or not name:
-        raise ValueError(f"--option {option!r} is not of the form key=value")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def load_documents(arguments: PerplexityArguments, tokenizer: Any, length: int) -> list[Document]:

@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 
+from ..encodings.rotary.rope import BY_LENGTH
 from .corpus import BosRule, CorpusError, Document, Text, adds_bos, encode
 from .measure import Meter, versions
 from .result import Bucket, Result, Score
 from .token_nll import Progress, find_head, input_device, token_nll
 
 Documents = str | torch.Tensor | Document | Text | Sequence["str | torch.Tensor | Document | Text"]
-
-# How stock transformers computes these depends on the length of the whole input, so a prefix of a long pass is not a short pass.
-LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 def perplexity(
@@ -136,10 +134,12 @@ def select(documents: list[Document], min_tokens: int) -> tuple[list[Document], 
 
 
 def is_length_dependent(model: Any) -> bool:
-    """Whether the config's own `rope_parameters`, flat or nested per layer type, name a length-dependent `rope_type`."""
+    """Whether the config's own `rope_parameters`, flat or nested per layer type, name a `rope_type` that stock transformers computes
+    from the length of the whole input, so that a prefix of a long pass is not a short pass.
+    """
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     flat_and_nested = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    return any(each.get("rope_type") in LENGTH_DEPENDENT for each in flat_and_nested)
+    return any(each.get("rope_type") in BY_LENGTH for each in flat_and_nested)
 
 
 def check_position_table(model: Any, length: int) -> None:

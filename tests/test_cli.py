@@ -1,0 +1,75 @@
+"""The `hf-posenc` command, and the example of the README."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny, tiny_model
+from transformers import AutoModelForCausalLM
+
+import hf_posenc
+from hf_posenc import cli
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_list_names_every_encoding(capsys):
+    assert cli.main(["list"]) == 0
+    shown = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[:1].strip()}
+    assert shown == set(hf_posenc.list_encodings())
+
+
+@pytest.mark.parametrize("name", hf_posenc.list_encodings())
+def test_describe_prints_documentation_and_options(name, capsys):
+    assert cli.main(["describe", name]) == 0
+    shown, description = capsys.readouterr().out, hf_posenc.describe(name)
+    assert description.documentation in shown
+    assert all(f"{option}=" in shown for option in description.options)
+
+
+def test_inspect_reports_what_is_saved(tmp_path, capsys):
+    folder = save_tiny(tmp_path / "stock")
+    hf_posenc.patch(AutoModelForCausalLM.from_pretrained(folder), "alibi").save_pretrained(tmp_path / "patched")
+    assert cli.main(["inspect", str(folder)]) == 0
+    assert "patched: no" in capsys.readouterr().out
+    assert cli.main(["inspect", str(tmp_path / "patched")]) == 0
+    assert "patched: alibi" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["describe", "yran"], ["inspect", "nowhere/at/all"], ["compare", "--steps", "0"], ["finetune", "gone.yaml"]]
+)
+def test_mistakes_are_one_line(words, capsys):
+    assert cli.main(words) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ") and "Traceback" not in captured.err
+
+
+def test_the_installed_command_knows_every_recipe():
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", "hf_posenc.cli", "--help"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0
+    recipes = {path.stem for path in (README.parent / "recipes").glob("*.py")} - {"benchmark"}
+    assert all(re.search(rf"^ +{recipe}\b", done.stdout, re.MULTILINE) for recipe in recipes)
+
+
+@torch.no_grad()
+def test_the_encoding_in_the_readme_works():
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "@register" in block)
+    exec(code, {})
+    try:
+        ids = torch.arange(5, 14)[None]
+        model = tiny_model("llama")
+        stock = model(ids).logits
+        assert not torch.allclose(hf_posenc.patch(model, "log_distance")(ids).logits, stock, atol=1e-3)
+    finally:
+        hf_posenc.encodings.ENCODINGS._entries.pop("log_distance")
+
+
+def test_the_readme_names_what_there_is():
+    text = README.read_text()
+    assert all(f"`{name}`" in text for name in (*hf_posenc.list_encodings(), *hf_posenc.architectures.ARCHITECTURES))
