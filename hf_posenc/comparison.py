@@ -89,6 +89,8 @@ def run(arguments: CompareArguments) -> list[dict[str, Any]]:
             progress.update(bar, description=name)
             results.append(one_run(name, options[name], arguments, train, test, folder, lambda: progress.advance(bar)))
             progress.update(bar, completed=len(results) * arguments.steps)
+            reached = ", ".join(f"{value:.2f} at {length:,}" for length, value in curve(results[-1]).items())
+            progress.console.print(f"{name}: perplexity {reached}", highlight=False)
     report(results, arguments, folder)
     return results
 
@@ -204,6 +206,7 @@ def fit(model: Any, train: torch.Tensor, arguments: CompareArguments, tick) -> l
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=arguments.seed,
     )
     trainer = Trainer(model, settings, train_dataset=Dataset.from_dict({"input_ids": blocks, "labels": blocks}), callbacks=[ticker])

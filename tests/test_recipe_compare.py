@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_the_recipe_as_a_command(layout, tmp_path):
         rows = {row["encoding"]: row for row in csv.DictReader(file)}
     assert rows["learned"]["128"] == "" and float(rows["alibi"]["128"]) > 1
     assert "not defined at that length" in done.stdout
+    assert re.search(r"^alibi: perplexity .* at 128$", done.stdout, re.MULTILINE)
     assert (tmp_path / "compare.png").stat().st_size > 1000
 
 
