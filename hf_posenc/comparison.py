@@ -71,7 +71,7 @@ class CompareArguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
-    return exit_status(lambda: run(parse(CompareArguments, "compare", argv)))
+    return exit_status(lambda: run(*parse([CompareArguments], "compare", argv)))
 
 
 def run(arguments: CompareArguments) -> list[dict[str, Any]]:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from transformers import (
     AutoModelForCausalLM,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -24,9 +22,10 @@ from transformers.trainer_utils import get_last_checkpoint
 import hf_posenc
 
 from .command import exit_status, parse_option
-from .evaluation.cli import load_tokenizer
+from .command import parse as parse_command
 from .evaluation.corpus import CorpusError, embedded_corpus, open_dataset, read_texts
 from .evaluation.demo_model import resolve_model
+from .evaluation.models import load_tokenizer
 from .evaluation.result import write_atomically
 from .evaluation.token_nll import evaluating, input_device
 from .patching import patch_of
@@ -96,31 +95,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, settings: Training
 
 def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Flags, those of TrainingArguments among them; before them, one YAML or JSON file with the same names, which they override."""
-    groups = cast(Any, [ModelArguments, DataArguments, TrainingArguments])
-    parser = HfArgumentParser(groups, prog="finetune", usage="finetune [SETTINGS.yaml] [--flag value ...]", description=__doc__)
-    parser.set_defaults(**DEFAULTS)
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        parser.set_defaults(**read_settings(argv[0], known={action.dest for action in parser._actions}))
-        argv = argv[1:]
-    model_args, data_args, settings = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    model_args, data_args, settings = parse_command([ModelArguments, DataArguments, TrainingArguments], "finetune", argv, DEFAULTS)
     data_args.eval_lengths = sorted(data_args.eval_lengths or [data_args.block_size])
     if "nll@" in (settings.metric_for_best_model or ""):
         settings.greater_is_better = False  # transformers takes every metric whose name does not end with "loss" for a score
     return model_args, data_args, settings
-
-
-def read_settings(path: str, known: set[str]) -> dict[str, Any]:
-    """A YAML or JSON file of settings.
-
-    Raises:
-        ValueError: it is not a mapping, or has a name that no flag has.
-    """
-    settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds no settings; write one `name: value` a line")
-    if unknown := sorted(set(settings) - known):
-        raise ValueError(f"{path} has unknown settings: {', '.join(unknown)}")
-    return settings
 
 
 def prepare(model_args: ModelArguments, data_args: DataArguments, settings: TrainingArguments) -> tuple[Trainer, LengthEvaluation]:

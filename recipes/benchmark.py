@@ -328,4 +328,4 @@ def run(given: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: run(parse(Arguments, "benchmark.py", None))))
+    sys.exit(exit_status(lambda: run(*parse([Arguments], "benchmark", None))))

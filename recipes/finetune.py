@@ -1,7 +1,7 @@
 """Fine-tune a Hugging Face model with another positional encoding.
 
     python recipes/finetune.py --model demo --encoding linear --factor 2 --block-size 1024 --max-steps 20 --eval-lengths 1024 4096
-    python recipes/finetune.py recipes/configs/pi-1000.yaml --model MODEL --dataset DATASET --output-dir runs/pi
+    python recipes/finetune.py --preset pi-1000 --model MODEL --dataset DATASET --output-dir runs/pi
 
 Everything of transformers' TrainingArguments is a flag too: --learning-rate, --bf16, --activation-checkpointing, --report-to,
 --eval-strategy steps --eval-steps 100, --metric-for-best-model nll@4096 --load-best-model-at-end. Flags can stand in one YAML or JSON file,

@@ -30,7 +30,7 @@ def recipe():
 
 
 def given(recipe, *words):
-    return parse(recipe.Arguments, "benchmark", [*SMALL, *words])
+    return parse([recipe.Arguments], "benchmark", [*SMALL, *words])[0]
 
 
 def command(*words):

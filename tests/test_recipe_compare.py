@@ -56,8 +56,8 @@ def test_finished_runs_are_taken_and_the_same_settings_give_the_same_numbers(tmp
 
 
 def test_options_reach_their_encoding(tmp_path):
-    given = parse(
-        comparison.CompareArguments,
+    (given,) = parse(
+        [comparison.CompareArguments],
         "compare",
         ["--encodings", "kerple", "sinusoidal", "--option", "kerple.kernel=power", "sinusoidal.scale=0.5", *SMALL],
     )

@@ -110,7 +110,7 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
     assert (model_args.encoding, model_args.factor, data_args.eval_lengths, settings.max_steps) == ("linear", 2.0, [32, 64], 2)
 
 
-@pytest.mark.parametrize("preset", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("preset", sorted((ROOT / "recipes" / "configs" / "finetune").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_preset_is_understood(preset):
     model_args, _, settings = finetuning.parse([str(preset)])
     assert model_args.encoding in hf_posenc.list_encodings() and settings.max_steps > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tiny import save_tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
 from hf_posenc.command import parse
@@ -56,7 +56,7 @@ def test_every_encoding_gets_the_options_it_takes_and_the_model_is_stock_in_betw
 
     loaded = AutoModelForCausalLM.from_pretrained(model)
     corpus = cli.load_documents(
-        parse(cli.PerplexityArguments, "perplexity", arguments(model, tmp_path)), cli.AutoTokenizer.from_pretrained(model), 128
+        *parse([cli.PerplexityArguments], "perplexity", arguments(model, tmp_path)), AutoTokenizer.from_pretrained(model), 128
     )
     assert perplexity(loaded, corpus, [128]).scores[0].nats == pytest.approx(runs["stock"]["scores"][-1]["nats"], abs=1e-5)
     hf_posenc.patch(loaded, "linear", factor=2.0)

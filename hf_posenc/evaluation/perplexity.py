@@ -12,6 +12,7 @@ import torch
 from ..encodings.rotary.rope import BY_LENGTH
 from .corpus import BosRule, CorpusError, Document, Text, adds_bos, encode
 from .measure import Meter, versions
+from .models import inspect_model
 from .result import Bucket, Result, Score
 from .token_nll import Progress, find_head, input_device, token_nll
 
@@ -232,14 +233,3 @@ def describe_model(model: Any) -> dict[str, Any]:
         "device": str(input_device(model)),
         "attention": str(model.config.get_text_config()._attn_implementation),
     }
-
-
-def inspect_model(model: Any) -> tuple[str | None, str | None]:
-    """Fingerprint and description of the live positional encoding; (None, None) for an architecture hf_posenc does not know."""
-    import hf_posenc
-
-    try:
-        found = hf_posenc.inspect(model)
-    except (ValueError, TypeError, NotImplementedError):
-        return None, None
-    return found.fingerprint, str(found)

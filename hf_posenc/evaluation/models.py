@@ -1,0 +1,130 @@
+"""One loaded model, measured with several positional encodings in turn: what the recipes that do so share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_posenc
+
+from ..command import listed, parse_option
+from .demo_model import resolve_model
+
+STOCK = "stock"
+Plan = Mapping[str, Mapping[str, Any]]
+"""Encoding -> its options; "stock" is the model as it was loaded."""
+
+
+@dataclass
+class ModelArguments:
+    """A model and the positional encodings to measure it with."""
+
+    model: str = field(default="demo", metadata={"help": "hub id, local path, or 'demo' (SmolLM2-135M-Instruct, no hub needed)"})
+    encoding: list[str] = field(
+        default_factory=lambda: [STOCK], metadata={"help": "names from `hf-posenc list`; 'stock' is the model as loaded"}
+    )
+    factor: float | None = field(default=None, metadata={"help": "context extension factor, for the encodings that take one"})
+    target_length: int | None = field(default=None, metadata={"help": "context length to reach, for the encodings that take one"})
+    option: list[str] = field(
+        default_factory=list, metadata={"help": "more options as key=value, each given to the encodings that take it: window=1024"}
+    )
+    dtype: str = field(default="auto", metadata={"help": "float32, bfloat16, float16, or auto (as saved)"})
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention, flash_attention_2"})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, or auto"})
+
+    def __post_init__(self) -> None:
+        listed(self, "encoding", "option")
+
+    @property
+    def path(self) -> str:
+        """What `from_pretrained` takes; the demo model is fetched for it."""
+        return resolve_model(self.model)
+
+
+def plan_options(arguments: ModelArguments) -> dict[str, dict[str, Any]]:
+    """The options of each encoding: of those given, the ones it takes. One that none of them takes is an error."""
+    given = dict(parse_option(option) for option in arguments.option)
+    given |= {name: value for name in ("factor", "target_length") if (value := getattr(arguments, name)) is not None}
+    takes: dict[str, Any] = {name: () if name == STOCK else hf_posenc.describe(name).options for name in arguments.encoding}
+    for option in given:
+        if not any(option in options for options in takes.values()):
+            known = "; ".join(f"{name}: {', '.join(options) or 'none'}" for name, options in takes.items())
+            raise ValueError(f"none of the encodings takes the option {option!r}; options are: {known}")
+    return {name: {option: value for option, value in given.items() if option in options} for name, options in takes.items()}
+
+
+def load_tokenizer(path: str) -> Any:
+    """The model's tokenizer; a name that leads nowhere comes to light here, and the message says which."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the tokenizer of {path!r}: {error}") from None
+
+
+def check_tokenizer(tokenizer: Any, model: Any) -> None:
+    """Raise ValueError where the tokenizer has tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer):,} tokens and the model {rows:,}: it is not the tokenizer of this model")
+
+
+def load_model(path: str, arguments: ModelArguments) -> Any:
+    """The model, in eval mode on the device that was asked for."""
+    chosen = {} if arguments.attn_implementation is None else {"attn_implementation": arguments.attn_implementation}
+    device = arguments.device
+    if device == "auto":
+        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    return AutoModelForCausalLM.from_pretrained(path, dtype=arguments.dtype, **chosen).eval().to(device)
+
+
+def inspect_model(model: Any) -> tuple[str | None, str | None]:
+    """Fingerprint and description of the live positional encoding; (None, None) for an architecture hf_posenc does not know."""
+    try:
+        found = hf_posenc.inspect(model)
+    except (ValueError, TypeError, NotImplementedError):
+        return None, None
+    return found.fingerprint, str(found)
+
+
+def check_live(model: Any, plan: Plan) -> dict[str, str | None]:
+    """Patch once with every encoding before anything is measured, and return what is live then, as fingerprints.
+
+    A mistake in the last of seven encodings is found at once, and so is a patch that changes nothing.
+    """
+    stock, _ = inspect_model(model)
+    found = {}
+    for name, options in plan.items():
+        with encoded(model, name, options):
+            found[name], _ = inspect_model(model)
+        if name != STOCK and found[name] == stock:
+            raise ValueError(f"{name}: the patched model has the same live encoding as the stock model (fingerprint {stock})")
+    return found
+
+
+@contextmanager
+def encoded(model: Any, name: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """The model with this encoding, for the length of the block."""
+    with nullcontext() if name == STOCK else hf_posenc.patched(model, name, **options):
+        yield
+
+
+def weights_digest(model: Any) -> str:
+    """Identifies the weights by 64 values of each tensor, so that a retrained model in the same folder is measured again."""
+    state = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
+        state.update(name.encode() + sample.numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Identifies settings (8 hex digits)."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
