@@ -5,6 +5,9 @@ from .encodings import Geometry, PositionalEncoding, Region, create, register
 from .inspection import describe, inspect, list_encodings
 from .patching import patch, patched, unpatch
 
+# last, because the evaluation measures with the names above
+from .evaluation import perplexity  # isort: skip
+
 __all__ = [
     "Geometry",
     "PositionalEncoding",
@@ -15,6 +18,7 @@ __all__ = [
     "list_encodings",
     "patch",
     "patched",
+    "perplexity",
     "register",
     "unpatch",
 ]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,10 @@ import hf_posenc
 from hf_posenc.evaluation import CorpusError, Document, Result, Text, dataset_texts, embedded_corpus, encode, perplexity, read_texts
 from hf_posenc.evaluation.corpus import cut
 from hf_posenc.evaluation.measure import Meter
+from hf_posenc.evaluation.protocols import Window
 from hf_posenc.evaluation.result import write_atomically
+from hf_posenc.evaluation.run import checked
+from hf_posenc.evaluation.tally import Record, Tally, pool, pool_buckets
 from hf_posenc.evaluation.token_nll import find_head, token_nll
 
 VOCABULARY = 257
@@ -65,7 +67,7 @@ def test_a_head_we_do_not_know_falls_back_to_the_models_own_forward():
         return output
 
     model.forward = halved
-    result = perplexity(model, tokens, [50])
+    result = perplexity(model, tokens, lengths=[50])
     assert result.head == "full logits"
     assert result.scores[0].nats == pytest.approx(naive_nll(model, tokens).mean().item(), abs=1e-5)
 
@@ -73,14 +75,14 @@ def test_a_head_we_do_not_know_falls_back_to_the_models_own_forward():
 def test_the_loss_never_holds_all_logits():
     model, largest = tiny(), []
     model.get_output_embeddings().register_forward_hook(lambda module, args, output: largest.append(output.shape[1]))
-    perplexity(model, ids(100), [100], chunk=16)
+    perplexity(model, ids(100), lengths=[100], chunk=16)
     assert max(largest) == 16
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_one_forward_gives_the_curve_of_separate_forwards(family):
     model, tokens = tiny(family), ids(96)
-    result = perplexity(model, tokens, [64, 16, 96])
+    result = perplexity(model, tokens, lengths=[64, 16, 96])
     assert result.forward == "one per document"
     assert list(result.curve) == [16, 64, 96]
     for length, found in result.curve.items():
@@ -94,7 +96,7 @@ def test_one_forward_gives_the_whole_curve_of_every_encoding(name):
     options = {"factor": 4.0} if "factor" in description.options else {}
     model, tokens = tiny(dtype=torch.float32, max_position_embeddings=64), ids(128)
     with hf_posenc.patched(model, name, **options):
-        result = perplexity(model, tokens, [16, 48, 128] if description.any_length else [16, 48])
+        result = perplexity(model, tokens, lengths=[16, 48, 128] if description.any_length else [16, 48])
         assert (result.forward, result.head) == ("one per document", "chunked")
         for score in result.scores:
             assert score.nats == pytest.approx(naive_nll(model, tokens[: score.length]).mean().item(), abs=1e-4)
@@ -108,31 +110,28 @@ def test_length_dependent_stock_models_get_one_forward_per_length(rope_type):
     documents = [ids(128, seed) for seed in (1, 2)]
     with torch.no_grad():
         model(input_ids=ids(128)[None])  # what ran before must not matter
-    result = perplexity(model, documents, lengths)
+    result = perplexity(model, documents, lengths=lengths)
     assert result.forward == "one per document and length"
     for length, found in result.curve.items():
         fresh = tiny(max_position_embeddings=model.config.max_position_embeddings, rope_parameters=dict(rope))
         expected = torch.cat([naive_nll(fresh, document[:length]) for document in documents]).mean().exp().item()
         assert found == pytest.approx(expected, rel=1e-5)
-    forced = perplexity(model, documents, lengths, one_forward=True)
+    forced = perplexity(model, documents, lengths=lengths, one_forward=True)
     assert abs(forced.scores[0].nats - result.scores[0].nats) > 1e-4, "these models would not have needed it"
 
 
-@pytest.fixture
-def scripted(monkeypatch):
-    """Replace the loss by given nats for documents of a given length."""
-
-    def use(nll):
-        found = {length: torch.tensor(values) for length, values in nll.items()}
-        monkeypatch.setattr(sys.modules["hf_posenc.evaluation.perplexity"], "token_nll", lambda model, tokens, *_: found[len(tokens)])
-
-    return use
+def counted(nll, length):
+    """The record of one window of a document, with given nats."""
+    window, nll = Window(0, len(nll) + 1, 1, len(nll) + 1), torch.tensor(nll)
+    record = Record(0, "document 0", window.stop, "", tallies={length: Tally()})
+    record.tallies[length].add(Document("d", ids(window.stop)), window, nll, length, 2, None)
+    record.add_buckets(window, nll)
+    return record
 
 
-def test_documents_are_weighted_by_their_tokens(scripted):
+def test_documents_are_weighted_by_their_tokens():
     """Losses 1, 2, 3 of one document and 10 of another: 16 / 4, not the mean of 2 and 10."""
-    scripted({4: [1.0, 2.0, 3.0], 2: [10.0]})
-    score = perplexity(tiny(), [ids(4), ids(2)], [4], min_tokens=2, last_k=2).scores[0]
+    score = pool([counted([1.0, 2.0, 3.0], 4), counted([10.0], 4)], 4)
     assert score.tokens_scored == 4
     assert score.nats == pytest.approx(4.0)
     assert score.perplexity == pytest.approx(math.exp(4.0))
@@ -140,61 +139,64 @@ def test_documents_are_weighted_by_their_tokens(scripted):
     assert score.standard_error == pytest.approx(3.0)  # sqrt(((6 - 3 * 4)^2 + (10 - 4)^2) * 2 / 1) / 4
 
 
-def test_equal_documents_have_the_textbook_standard_error(scripted, monkeypatch):
-    means = iter([1.0, 2.0, 6.0])
-    monkeypatch.setattr(sys.modules["hf_posenc.evaluation.perplexity"], "token_nll", lambda *_: torch.full((9,), next(means)))
-    score = perplexity(tiny(), [ids(10)] * 3, [10]).scores[0]
+def test_equal_documents_have_the_textbook_standard_error():
+    score = pool([counted([mean] * 9, 10) for mean in (1.0, 2.0, 6.0)], 10)
     assert score.standard_error == pytest.approx(torch.tensor([1.0, 2.0, 6.0]).std().item() / math.sqrt(3))
 
 
-def test_buckets_double_and_cover_every_prediction(scripted):
-    scripted({600: [float(position) for position in range(1, 600)]})
-    buckets = perplexity(tiny(), ids(600), [600]).buckets
+def test_buckets_double_and_cover_every_prediction():
+    buckets = pool_buckets([counted([float(position) for position in range(1, 600)], 600)], 600)
     assert [(each.start, each.stop, each.tokens_scored) for each in buckets] == [(1, 256, 255), (256, 512, 256), (512, 600, 88)]
     assert [each.nats for each in buckets] == pytest.approx([128.0, 383.5, 555.5])
 
 
+def test_key_tokens_are_counted_apart():
+    keys, tally = torch.tensor([False, False, True, True, False]), Tally()
+    tally.add(Document("d", ids(5)), Window(0, 5, 1, 5), torch.tensor([1.0, 2.0, 4.0, 8.0]), 5, 2, keys)
+    assert (tally.key_tokens, tally.key_nats, tally.nats) == (2, 6.0, 15.0)
+
+
 def test_short_documents_are_skipped_and_said_so():
-    result = perplexity(tiny(), [ids(20), ids(10)], [16])
+    result = perplexity(tiny(), [ids(20), ids(10)], lengths=[16])
     assert [each["tokens"] for each in result.documents] == [20]
     assert result.skipped == [{"name": "document 1", "tokens": 10, "reason": "fewer than 16 tokens"}]
 
 
 def test_too_little_text_says_how_many_tokens_there_are_and_are_needed():
     with pytest.raises(CorpusError, match="has 20 tokens and 64 are needed"):
-        perplexity(tiny(), ids(20), [16, 64])
+        perplexity(tiny(), ids(20), lengths=[16, 64])
 
 
 @pytest.mark.parametrize("lengths", [[], [1], [0, 16]])
 def test_lengths_below_two_are_refused(lengths):
     with pytest.raises(ValueError, match="at least 2"):
-        perplexity(tiny(), ids(20), lengths)
+        perplexity(tiny(), ids(20), lengths=lengths)
 
 
 def test_a_position_table_that_is_too_short_is_an_error_of_ours():
     with pytest.raises(ValueError, match="table of 128 positions and 200"):
-        perplexity(tiny("gpt2"), ids(200), [200])
+        perplexity(tiny("gpt2"), ids(200), lengths=[200])
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf"])
-def test_a_loss_that_is_not_finite_names_its_position(scripted, bad):
-    scripted({20: [1.0] * 12 + [float(bad)] * 7})
+def test_a_loss_that_is_not_finite_names_its_position(bad):
+    nll = torch.tensor([1.0] * 12 + [float(bad)] * 7)
     with pytest.raises(FloatingPointError, match=rf"token 13 of document 0 is {bad} .* \(7 of 19"):
-        perplexity(tiny(), ids(20), [20])
+        checked(nll, Document("document 0", ids(20)), Window(0, 20, 1, 20))
 
 
 def test_a_broken_model_is_found_out():
     model = tiny()
     model.get_output_embeddings().weight.data[7] = float("nan")
     with pytest.raises(FloatingPointError, match="token 1 of document 0 is nan"):
-        perplexity(model, ids(20), [20])
+        perplexity(model, ids(20), lengths=[20])
 
 
 def test_the_model_is_left_as_it_was():
     model = tiny().train()
     model.model.layers[0].eval()
     before = {name: module.training for name, module in model.named_modules()}
-    perplexity(model, ids(20), [20])
+    perplexity(model, ids(20), lengths=[20])
     assert {name: module.training for name, module in model.named_modules()} == before
     assert not any(module._forward_hooks for module in model.modules())
     model(input_ids=ids(20)[None]).logits.sum().backward()
@@ -203,13 +205,13 @@ def test_the_model_is_left_as_it_was():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_progress_adds_up_to_the_tokens_run(family):
     done = []
-    perplexity(tiny(family), [ids(20), ids(30)], [10, 20], progress=done.append)
+    perplexity(tiny(family), [ids(20), ids(30)], lengths=[10, 20], progress=done.append)
     assert sum(done) == pytest.approx(40)
     assert len(done) == 4, "two layers, two documents"
 
 
 def test_a_result_carries_what_it_takes_to_read_it_and_survives_the_disk(tmp_path):
-    result = perplexity(tiny(), [ids(30), ids(30, seed=2)], [10, 20], encoding="stock", settings={"seed": 1})
+    result = perplexity(tiny(), [ids(30), ids(30, seed=2)], lengths=[10, 20], settings={"seed": 1})
     path = result.save(tmp_path / "new folder" / "run.json")
     assert Result.load(path) == result
     stored = json.loads(path.read_text())
@@ -243,6 +245,9 @@ class ByteTokenizer:
     def __init__(self, adds_bos=False):
         self.adds_bos = adds_bos
 
+    def __len__(self):
+        return VOCABULARY
+
     def __call__(self, text, add_special_tokens=True, **_):
         spans = [(at, at + 1) for at, character in enumerate(text) for _ in character.encode()]
         bos = [self.bos_token_id] if add_special_tokens and self.adds_bos else []
@@ -252,7 +257,7 @@ class ByteTokenizer:
 @pytest.mark.parametrize(("adds_bos", "rule", "added"), [(False, "auto", 0), (True, "auto", 1), (True, "never", 0), (False, "always", 1)])
 def test_bos_rule_and_bits_per_byte(adds_bos, rule, added):
     model, text = tiny(), "naïve text, naïve bytes"
-    result = perplexity(model, text, [12], tokenizer=ByteTokenizer(adds_bos), bos=rule)
+    result = perplexity(model, ByteTokenizer(adds_bos), text, lengths=[12], bos=rule)
     document = encode(ByteTokenizer(adds_bos), Text("t", text), rule)
     assert len(document) == len(text.encode()) + added
     assert result.bos == f"{rule} ({'added' if added else 'none added'})"
@@ -266,20 +271,20 @@ def test_a_document_is_cut_into_consecutive_pieces_each_with_bos():
     with_bos = encode(ByteTokenizer(), Text("t", text), "always")
     pieces = cut(with_bos, 5, 3, bos=True)
     assert [bytes(each.input_ids.tolist()) for each in pieces] == [b"\x01abcd", b"\x01efgh", b"\x01ijkl"]
-    assert [each.scored_bytes(5) for each in pieces] == [4, 4, 4]
-    assert [each.scored_bytes(4) for each in cut(plain, 4, 3)] == [3, 3, 3]
+    assert [each.byte_ends for each in pieces] == [(0, 1, 2, 3, 4)] * 3
+    assert [each.byte_ends for each in cut(plain, 4, 3)] == [(1, 2, 3, 4)] * 3
     with pytest.raises(CorpusError, match="t has 12 tokens; 4 x 4 = 16 are needed"):
         cut(plain, 4, 4)
 
 
 def test_text_needs_a_tokenizer():
     with pytest.raises(ValueError, match="needs a tokenizer"):
-        perplexity(tiny(), "some text", [4])
+        perplexity(tiny(), "some text", lengths=[4])
 
 
 def test_a_batch_is_not_one_document():
     with pytest.raises(ValueError, match=r"one document, \[L\] or \[1, L\], got \[2, 10\]"):
-        perplexity(tiny(), ids(20).view(2, 10), [10])
+        perplexity(tiny(), ids(20).view(2, 10), lengths=[10])
 
 
 def test_embedded_corpus_is_english_and_always_the_same():
@@ -316,7 +321,7 @@ def test_a_local_dataset_is_read_row_by_row(tmp_path):
 
 def test_documents_can_be_given_ready_made():
     document = Document("mine", ids(20))
-    result = perplexity(tiny(), document, [20])
+    result = perplexity(tiny(), document, lengths=[20])
     assert result.documents == [{"name": "mine", "tokens": 20, "sha256": document.sha256}]
     assert result.scores[0].bits_per_byte is None
 

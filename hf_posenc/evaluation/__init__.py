@@ -1,15 +1,21 @@
-"""Evaluation of a model in memory, patched or stock: perplexity against length, text to measure it on, a demo model."""
+"""Evaluation of a model in memory, patched or stock: perplexity by any protocol, retrieval, text to measure on, a demo model."""
 
 from .corpus import CorpusError, Document, Text, dataset_texts, embedded_corpus, encode, read_texts
 from .demo_model import DemoModelError, fetch_demo_model, resolve_model
+from .key_tokens import KeyTokens
+from .measurement import Interrupted
 from .perplexity import perplexity
+from .protocols import PROTOCOLS
 from .result import Bucket, Result, Score
 
 __all__ = [
+    "PROTOCOLS",
     "Bucket",
     "CorpusError",
     "DemoModelError",
     "Document",
+    "Interrupted",
+    "KeyTokens",
     "Result",
     "Score",
     "Text",

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+
 from ..command import exit_status, listed, parse
 from .corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
+from .documents import peeked, stream, usable
+from .key_tokens import KeyTokens
+from .measurement import Interrupted
 from .models import ModelArguments, check_live, check_tokenizer, digest, encoded, load_model, load_tokenizer, plan_options, weights_digest
-from .perplexity import check_lengths, is_length_dependent, perplexity, select, tokens_to_run
+from .perplexity import perplexity
+from .processes import Processes
+from .protocols import PROTOCOLS, create_protocol
 from .report import heading, print_table, progress_bar, to_csv
 from .result import Result, write_atomically
+from .run import Run, check_lengths
+
+UNFINISHED = "unfinished"
+INTERRUPTED = 130
+NOT_OF_THE_RESULT = ("encoding", "factor", "target_length", "option", "streaming", "expect_processes", "output_dir", "overwrite")
+"""Arguments that do not say what is measured, or that the settings of each encoding say better."""
 
 
 @dataclass
@@ -20,19 +36,31 @@ class PerplexityArguments(ModelArguments):
     """Perplexity against context length for several positional encodings of one model."""
 
     lengths: list[int] = field(default_factory=lambda: [1024, 2048, 4096], metadata={"help": "context lengths in tokens"})
+    protocol: str = field(default="prefix", metadata={"help": f"what is scored given which context: {', '.join(PROTOCOLS)}"})
+    stride: int | None = field(default=None, metadata={"help": "of `sliding` (512) and `sliding_all` (256), in tokens"})
+    target: int | None = field(default=None, metadata={"help": "tokens scored by `fixed_target` and `offset` (256)"})
     text: list[str] = field(default_factory=list, metadata={"help": "text files, one document each"})
     dataset: str | None = field(default=None, metadata={"help": "`datasets` hub id or local .json, .jsonl, .csv, .parquet file"})
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
     split: str = field(default="test", metadata={"help": "split of the dataset"})
     text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
+    streaming: bool = field(default=True, metadata={"help": "read the dataset as a stream, no more of it than is used"})
     documents: int | None = field(
         default=None,
-        metadata={"help": "how many documents of the longest length; without --text and --dataset, built-in text is cut into as many (1)"},
+        metadata={"help": "how many documents to use; without --text and --dataset, built-in text is cut into as many (1)"},
     )
+    min_tokens: int | None = field(default=None, metadata={"help": "skip documents with fewer; default what the protocol needs"})
+    max_tokens: int | None = field(default=None, metadata={"help": "cut documents to their first tokens"})
     bos: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"help": "BOS before each document; auto: as the tokenizer does"}
     )
+    key_tokens: bool = field(default=False, metadata={"help": "count key tokens apart (LongPPL), chosen by the stock model"})
+    key_short: int = field(default=1024, metadata={"help": "the short context of that choice, in tokens"})
+    pass_tokens: int | None = field(default=None, metadata={"help": "tokens in one pass through the KV cache; default 2048 beyond 16384"})
+    batch_tokens: int = field(default=8192, metadata={"help": "equal windows run together up to so many tokens"})
     chunk: int = field(default=1024, metadata={"help": "tokens per chunk of output layer and loss"})
+    last_k: int = field(default=256, metadata={"help": "predictions before L that make the last-k column"})
+    expect_processes: int | None = field(default=None, metadata={"help": "fail where another number of processes share the documents"})
     output_dir: str = field(default="runs/perplexity", metadata={"help": "where the JSON, CSV and PNG files go"})
     overwrite: bool = field(default=False, metadata={"help": "measure again what is already there"})
 
@@ -40,75 +68,188 @@ class PerplexityArguments(ModelArguments):
         super().__post_init__()
         listed(self, "lengths", "text")
 
+    @property
+    def protocol_options(self) -> dict[str, int]:
+        """Those that were given."""
+        return {name: value for name in ("stride", "target") if (value := getattr(self, name)) is not None}
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Arguments of `perplexity` that have the same name here."""
+        names = ("lengths", "protocol", "bos", "min_tokens", "max_tokens", "pass_tokens", "batch_tokens", "chunk", "last_k")
+        keys = KeyTokens(short=self.key_short, stride=self.key_short // 4) if self.key_tokens else False
+        same = {name: getattr(self, name) for name in names}
+        return {**same, "count": self.documents, "key_tokens": keys, **self.protocol_options}
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the recipe; returns the exit status."""
-    return exit_status(lambda: run(*parse([PerplexityArguments], "perplexity", argv)))
+    """Run the recipe; returns the exit status, 130 after Ctrl-C."""
+    try:
+        return exit_status(lambda: run(*parse([PerplexityArguments], "perplexity", argv)))
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def run(arguments: PerplexityArguments) -> list[Result]:
-    """Measure every encoding, skipping those already on disk with the same settings, and compare them."""
-    plan = plan_options(arguments)
-    lengths = check_lengths(arguments.lengths)
-    path = arguments.path
-    tokenizer = load_tokenizer(path)
-    documents = load_documents(arguments, tokenizer, lengths[-1])
-    select(documents, lengths[-1])  # too little text is an error now, not after the model has been loaded
-    model = load_model(path, arguments)
-    check_tokenizer(tokenizer, model)
-    fingerprints = check_live(model, plan)
+    """Measure every encoding, skipping those already on disk with the same settings, and compare them.
 
-    given = {name: getattr(arguments, name) for name in ("model", "bos", "dtype", "attn_implementation")}
-    shared = {**given, "lengths": lengths, "documents": [each.sha256 for each in documents], "weights": weights_digest(model)}
-    results = {}
-    for name, options in plan.items():
-        settings = {**shared, "encoding": name, "options": options, "fingerprint": fingerprints[name]}
-        file = Path(arguments.output_dir) / f"{name}-{digest(settings)}.json"
-        if file.exists() and not arguments.overwrite:
-            print(f"{name}: measured before with the same settings, taken from {file} (--overwrite measures again)")
-            results[name] = Result.load(file)
-        else:
-            results[name] = measure(model, tokenizer, documents, settings, arguments)
-            results[name].save(file)
-    report(results, Path(arguments.output_dir), model)
+    Raises:
+        Interrupted: Ctrl-C; what was finished is reported and on disk.
+    """
+    processes = Processes()
+    processes.expect(arguments.expect_processes)
+    say = Console(quiet=not processes.main, highlight=False, soft_wrap=True).print
+    say(f"{processes.count} process(es)")
+    setup = Setup.of(arguments, processes)
+    results: dict[str, Result] = {}
+    try:
+        for name, settings in setup.plan.items():
+            file = setup.output / f"{name}-{digest(settings)}.json"
+            before = None if arguments.overwrite else finished(file)
+            if before is not None:
+                say(f"{name}: measured before with the same settings, taken from {file} (--overwrite measures again)")
+            processes.wait()  # all have looked before one writes
+            results[name] = before or setup.measure(name, settings, file)
+    except Interrupted as stopped:
+        if stopped.result is not None:
+            results[name] = stopped.result
+        say("interrupted: the same command goes on from the finished documents")
+        raise
+    finally:
+        if results and processes.main:
+            report(results, setup.output, setup.model)
+    setup.clean()
     return list(results.values())
 
 
-def load_documents(arguments: PerplexityArguments, tokenizer: Any, length: int) -> list[Document]:
-    """The tokenized text that was asked for: files, a dataset, or the built-in text cut into documents of `length` tokens."""
+@dataclass
+class Setup:
+    """What every encoding is measured with, and the settings of each: all that can be wrong is found before the first is measured."""
+
+    arguments: PerplexityArguments
+    processes: Processes
+    tokenizer: Any
+    corpus: Corpus
+    model: Any
+    plan: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, arguments: PerplexityArguments, processes: Processes) -> Setup:
+        """Text, model and encodings that the command line asks for."""
+        options = plan_options(arguments)
+        protocol = create_protocol(arguments.protocol, **arguments.protocol_options)
+        lengths = check_lengths(protocol, arguments.lengths)
+        path = arguments.path
+        tokenizer = load_tokenizer(path)
+        corpus = open_corpus(arguments, tokenizer, arguments.max_tokens or lengths[-1] * (4 if protocol.whole_documents else 1))
+        need = max(2, arguments.min_tokens or protocol.tokens_needed(lengths[-1]))
+        peeked(usable(stream(corpus, tokenizer, arguments.bos), need))  # too little text comes to light before the model is loaded
+        model = load_model(path, arguments)
+        check_tokenizer(tokenizer, model)
+        fingerprints = check_live(model, options)
+        shared = {name: value for name, value in asdict(arguments).items() if name not in NOT_OF_THE_RESULT}
+        shared |= {"lengths": list(lengths), "text": corpus.identity, "weights": weights_digest(model)}
+        plan = {name: {**shared, "encoding": name, "options": options[name], "fingerprint": fingerprints[name]} for name in options}
+        return cls(arguments, processes, tokenizer, corpus, model, plan)
+
+    @property
+    def output(self) -> Path:
+        """The folder that everything goes to."""
+        return Path(self.arguments.output_dir)
+
+    def measure(self, name: str, settings: dict[str, Any], file: Path) -> Result:
+        """One encoding, with a progress bar; the result is on disk then, an interrupted one too."""
+        shown = progress_bar(name, self.tokens(name, settings["options"])) if self.processes.main else nullcontext(None)
+        with shown as advance:
+            try:
+                result = perplexity(
+                    self.model,
+                    self.tokenizer,
+                    self.corpus,
+                    encodings={name: settings["options"]},
+                    journal=self.output / UNFINISHED,
+                    settings=settings,
+                    progress=advance,
+                    **self.arguments.how,
+                )[name]
+            except Interrupted as stopped:
+                if stopped.result is not None and self.processes.main:
+                    stopped.result.save(file)
+                raise
+        if self.processes.main:
+            result.save(file)
+        return result
+
+    def tokens(self, name: str, options: dict[str, Any]) -> int | None:
+        """How many tokens this process will run, all documents taken to be as long as the first; None where their number is not known."""
+        asked = self.arguments
+        number = asked.documents or self.corpus.number
+        if number is None:
+            return None
+        with encoded(self.model, name, options):
+            protocol = create_protocol(asked.protocol, **asked.protocol_options)
+            run = Run.of(self.model, protocol, asked.lengths, pass_tokens=asked.pass_tokens)
+        first = next(stream(self.corpus, self.tokenizer, asked.bos, asked.max_tokens))
+        return run.tokens(max(len(first), run.longest)) * -(-number // self.processes.count)
+
+    def clean(self) -> None:
+        """Delete the journals: the results are written."""
+        self.processes.wait()
+        if self.processes.main:
+            shutil.rmtree(self.output / UNFINISHED, ignore_errors=True)
+
+
+@dataclass
+class Corpus:
+    """The text that was asked for, to be read once for each encoding.
+
+    Args:
+        read: opens it.
+        identity: tells it from other text, for the settings of a result.
+        number: how many documents there are; None where that is not known.
+    """
+
+    read: Callable[[], Iterable[Text | Document]]
+    identity: Any
+    number: int | None
+
+    def __iter__(self) -> Iterator[Text | Document]:
+        return iter(self.read())
+
+
+def open_corpus(arguments: PerplexityArguments, tokenizer: Any, length: int) -> Corpus:
+    """Files, a dataset, or the built-in text cut into documents of `length` tokens."""
     if arguments.text and arguments.dataset:
         raise ValueError("--text and --dataset exclude each other")
-    bos = arguments.bos
-    if not arguments.text and not arguments.dataset:
-        whole = encode(tokenizer, Text("pydoc_data.topics", embedded_corpus()), bos)
-        return cut(whole, length, arguments.documents or 1, adds_bos(tokenizer, bos))
     if arguments.dataset:
-        texts = dataset_texts(arguments.dataset, arguments.dataset_config, arguments.split, arguments.text_column)
-    else:
-        texts = map(Text, arguments.text, read_texts(arguments.text))
-    return list(until_enough((encode(tokenizer, text, bos) for text in texts), length, arguments.documents))
+        where = (arguments.dataset, arguments.dataset_config, arguments.split, arguments.text_column)
+        return Corpus(lambda: dataset_texts(*where, streaming=arguments.streaming), [*where, file_identity(arguments.dataset)], None)
+    if arguments.text:
+        texts = [Text(name, content) for name, content in zip(arguments.text, read_texts(arguments.text), strict=True)]
+        return Corpus(lambda: texts, [content_identity(text.content) for text in texts], len(texts))
+    bos = adds_bos(tokenizer, arguments.bos)
+    whole = encode(tokenizer, Text("pydoc_data.topics", embedded_corpus()), arguments.bos)
+    documents = cut(whole, length, arguments.documents or 1, bos)
+    return Corpus(lambda: documents, [document.sha256 for document in documents], len(documents))
 
 
-def until_enough(documents: Iterable[Document], length: int, count: int | None) -> Iterator[Document]:
-    """Documents up to the one that is the `count`th with `length` tokens; the shorter ones among them will be reported as skipped."""
-    for document in documents:
-        yield document
-        if count is not None and len(document) >= length:
-            count -= 1
-            if count == 0:
-                return
+def file_identity(path: str) -> str | None:
+    """Of the content of a local file; None for anything else."""
+    return content_identity(Path(path).read_bytes()) if Path(path).is_file() else None
 
 
-def measure(model: Any, tokenizer: Any, documents: list[Document], settings: dict[str, Any], arguments: PerplexityArguments) -> Result:
-    """One run with a progress bar."""
-    name, options, lengths = settings["encoding"], settings["options"], settings["lengths"]
-    used, _ = select(documents, lengths[-1])
-    with encoded(model, name, options):
-        total = tokens_to_run(used, lengths, one_forward=not is_length_dependent(model))
-        with progress_bar(name, total) as advance:
-            recorded = {"encoding": name, "options": options, "settings": settings}
-            how = {"tokenizer": tokenizer, "bos": arguments.bos, "chunk": arguments.chunk, "progress": advance}
-            return perplexity(model, documents, lengths, **how, **recorded)
+def content_identity(content: str | bytes) -> str:
+    """16 hex digits."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
+
+
+def finished(file: Path) -> Result | None:
+    """The result in a file; None where there is none, or it was interrupted, or another version of this package wrote it."""
+    try:
+        result = Result.load(file)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return result if result.complete else None
 
 
 def report(results: dict[str, Result], output: Path, model: Any) -> None:

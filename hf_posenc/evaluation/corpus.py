@@ -48,9 +48,9 @@ class Document:
         """Identifies the exact tokens (16 hex digits)."""
         return hashlib.sha256(self.input_ids.to(torch.int64).cpu().numpy().tobytes()).hexdigest()[:16]
 
-    def scored_bytes(self, length: int) -> int | None:
-        """UTF-8 bytes that the predictions within the first `length` tokens cover (the first token is not predicted)."""
-        return None if self.byte_ends is None else self.byte_ends[min(length, len(self)) - 1] - self.byte_ends[0]
+    def head(self, tokens: int) -> Document:
+        """Its first tokens."""
+        return Document(self.name, self.input_ids[:tokens], None if self.byte_ends is None else self.byte_ends[:tokens])
 
 
 def embedded_corpus() -> str:
@@ -81,7 +81,9 @@ def read_text(path: Path) -> str:
     return content
 
 
-def dataset_texts(dataset: str, config: str | None = None, split: str = "test", text_column: str = "text") -> Iterator[Text]:
+def dataset_texts(
+    dataset: str, config: str | None = None, split: str = "test", text_column: str = "text", streaming: bool = False
+) -> Iterator[Text]:
     """The rows of a `datasets` dataset, one document each; empty rows are left out.
 
     Args:
@@ -89,15 +91,18 @@ def dataset_texts(dataset: str, config: str | None = None, split: str = "test", 
         config: the dataset's configuration name.
         split: which split to read. A local file has one split, "train", which is what is read whatever this says.
         text_column: the column that holds the text.
+        streaming: read no more than is asked for, instead of downloading all of it first.
 
     Raises:
         CorpusError: the dataset cannot be loaded, or has no such column, or nothing in it.
     """
-    rows = open_dataset(dataset, config, split)
-    if text_column not in rows.column_names:
-        raise CorpusError(f"{dataset} has no column {text_column!r}; it has: {', '.join(rows.column_names)}")
+    rows = open_dataset(dataset, config, split, streaming)
+    columns = rows.column_names or list(next(iter(rows), {}))
+    if columns and text_column not in columns:
+        raise CorpusError(f"{dataset} has no column {text_column!r}; it has: {', '.join(columns)}")
     empty = True
-    for index, content in enumerate(rows[text_column]):
+    for index, row in enumerate(rows):
+        content = row[text_column]
         if content and content.strip():
             empty = False
             yield Text(f"{dataset}[{index}]", content)
@@ -105,7 +110,7 @@ def dataset_texts(dataset: str, config: str | None = None, split: str = "test", 
         raise CorpusError(f"{dataset} ({split}) has no text in column {text_column!r}")
 
 
-def open_dataset(dataset: str, config: str | None, split: str) -> Any:
+def open_dataset(dataset: str, config: str | None, split: str, streaming: bool = False) -> Any:
     """Open a local file with the builder its extension names, anything else through `datasets.load_dataset`."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
@@ -114,8 +119,8 @@ def open_dataset(dataset: str, config: str | None, split: str) -> Any:
     builder = builders.get(Path(dataset).suffix.lower())
     try:
         if builder is not None:
-            return load_dataset(builder, data_files=dataset, split="train")
-        return load_dataset(dataset, config, split=split)
+            return load_dataset(builder, data_files=dataset, split="train", streaming=streaming)
+        return load_dataset(dataset, config, split=split, streaming=streaming)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
         raise CorpusError(f"cannot load the dataset {dataset}: {str(error).splitlines()[0]}") from None
 

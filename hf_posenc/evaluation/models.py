@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_posenc
 
 from ..command import listed, parse_option
+from ..encodings import PositionalEncoding
+from ..patching import patch_of
+from .corpus import Document
 from .demo_model import resolve_model
 
 STOCK = "stock"
@@ -69,19 +72,30 @@ def load_tokenizer(path: str) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, model: Any) -> None:
-    """Raise ValueError where the tokenizer has tokens that the model has no embedding for."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(f"the tokenizer has {len(tokenizer):,} tokens and the model {rows:,}: it is not the tokenizer of this model")
+    """Raise ValueError where the tokenizer's vocabulary is larger than the model's; tokens added to it (padding) may lie beyond."""
+    known, rows = getattr(tokenizer, "vocab_size", 0), model.get_input_embeddings().weight.shape[0]
+    if known > rows:
+        raise ValueError(f"the tokenizer has {known:,} tokens and the model {rows:,}: it is not the tokenizer of this model")
+
+
+def check_tokens(document: Document, model: Any) -> None:
+    """Raise ValueError for a token that the model has no embedding for; on CUDA the lookup itself would abort the process."""
+    largest, rows = int(document.input_ids.max()), model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise ValueError(f"{document.name} has the token {largest}, and the model has embeddings of {rows:,}: it is not of its tokenizer")
 
 
 def load_model(path: str, arguments: ModelArguments) -> Any:
     """The model, in eval mode on the device that was asked for."""
-    chosen = {} if arguments.attn_implementation is None else {"attn_implementation": arguments.attn_implementation}
-    device = arguments.device
+    return load(path, arguments.dtype, arguments.device, arguments.attn_implementation)
+
+
+def load(path: str, dtype: str = "auto", device: str = "auto", attn_implementation: str | None = None) -> Any:
+    """The model of a hub id or path, in eval mode; on the accelerator where there is one and no device is named."""
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if device == "auto":
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(path, dtype=arguments.dtype, **chosen).eval().to(device)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **chosen).eval().to(device)
 
 
 def inspect_model(model: Any) -> tuple[str | None, str | None]:
@@ -91,6 +105,24 @@ def inspect_model(model: Any) -> tuple[str | None, str | None]:
     except (ValueError, TypeError, NotImplementedError):
         return None, None
     return found.fingerprint, str(found)
+
+
+def live_encodings(model: Any) -> list[PositionalEncoding]:
+    """The encodings of hf_posenc that are live in the model; none in a stock one or one of an architecture it does not know."""
+    try:
+        return [placement.encoding for placement in patch_of(model).placements]
+    except (ValueError, TypeError, NotImplementedError):
+        return []
+
+
+def plan_of(encodings: str | Iterable[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Names, or names with their options, as a plan; ValueError for a name that is not registered."""
+    names = [encodings] if isinstance(encodings, str) else encodings
+    plan = {name: dict(encodings[name]) if isinstance(encodings, Mapping) else {} for name in names}
+    for name in plan:
+        if name != STOCK:
+            hf_posenc.describe(name)
+    return plan
 
 
 def check_live(model: Any, plan: Plan) -> dict[str, str | None]:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True)
 class Score:
-    """The score of the first `length` tokens of every document.
+    """The score at one context length.
 
     Args:
-        length: L, in tokens, BOS included.
-        tokens_scored: predictions, summed over the documents (L - 1 from a document of at least L tokens).
+        length: L, in tokens, BOS included; what it means is for the protocol to say.
+        tokens_scored: predictions, summed over the documents.
         nats: mean nats per predicted token, every token weighted equally.
         perplexity: exp(nats).
         bits_per_byte: bits per UTF-8 byte of the predicted text; None where the tokenizer keeps no offsets.
-        last_nats: mean nats of the last `Result.last_k` predictions below L, over the documents that reach L.
+        last_nats: mean nats of the last `Result.last_k` predictions of the windows that reach L.
         standard_error: of `nats`, over documents; None with fewer than two.
+        key_tokens, key_nats: how many of the predictions are of key tokens, and their mean nats; None where key tokens were not asked for.
     """
 
     length: int
@@ -31,11 +33,13 @@ class Score:
     bits_per_byte: float | None
     last_nats: float | None
     standard_error: float | None
+    key_tokens: int = 0
+    key_nats: float | None = None
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Mean nats of the tokens at the positions start ... stop - 1 of their document."""
+    """Mean nats of the tokens at the positions start ... stop - 1 of their window."""
 
     start: int
     stop: int
@@ -48,8 +52,8 @@ class Result:
     """One perplexity run: the curve over lengths, and what was measured how, with what.
 
     Args:
-        protocol: "prefix": the first L tokens of each document.
-        forward: "one per document" (the whole curve from one pass) or "one per document and length".
+        protocol: its name (`hf_posenc.evaluation.PROTOCOLS`) and `protocol_options` its options.
+        forward: what went through the model together: "one per document" is the whole curve from one pass.
         head: "chunked", or "full logits" where the model's own forward had to be used.
         encoding: the name asked for ("stock": the model as it was loaded) and `options` its options.
         fingerprint: hash of the tensors that are live in the model, from `hf_posenc.inspect`; None where it cannot be inspected.
@@ -57,14 +61,19 @@ class Result:
         bos: the rule and whether a BOS token is there.
         documents: name, tokens and hash of each document scored.
         skipped: name, tokens and reason of each document left out.
+        cache: whether the KV cache was used.
+        complete: False where the run was interrupted: the numbers are those of the documents named.
+        processes: how many processes shared the documents.
+        key_tokens: how key tokens were chosen; None where they were not.
         scores: one `Score` for each length, ascending.
         buckets: nats by position, from the longest length.
-        seconds, tokens_per_second: of the forward passes, everything included.
-        peak_memory: bytes, and `peak_memory_kind` what was measured.
+        seconds, tokens_per_second: of the forward passes, everything included; of the slowest process and of all of them.
+        peak_memory: bytes in the largest process, and `peak_memory_kind` what was measured.
         settings: free for the caller (the recipe stores its arguments).
     """
 
     protocol: str
+    protocol_options: dict[str, Any]
     forward: str
     head: str
     encoding: str
@@ -88,6 +97,9 @@ class Result:
     tokens_per_second: float
     peak_memory: int | None
     peak_memory_kind: str | None
+    complete: bool = True
+    processes: int = 1
+    key_tokens: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,12 +125,17 @@ class Result:
 
 def write_atomically(path: str | Path, text: str) -> Path:
     """Write a text file so that it is either complete or not there, also if the process dies meanwhile."""
+    return replace_atomically(path, lambda file: file.write(text.encode()))
+
+
+def replace_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
+    """The same for a file of bytes that `write` fills."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            write(file)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

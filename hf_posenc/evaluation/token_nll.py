@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 Progress = Callable[[float], None]
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -52,35 +53,77 @@ def output_head(model: Any) -> Head:
     return head
 
 
-def decode(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def decode(model: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
     """The last hidden states [B, L, M] of one pass of the decoder over ids [B, L]."""
-    return model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    return model.get_decoder()(input_ids=ids, **{"use_cache": False, **inputs}).last_hidden_state
 
 
 def token_nll(model: Any, input_ids: torch.Tensor, head: Head | None, chunk: int = 1024, progress: Progress | None = None) -> torch.Tensor:
-    """Nats of each token given those before it, in one forward pass.
+    """Nats of each token of input_ids [L] given those before it, in one forward pass: [L - 1], see `window_nll`."""
+    inputs, targets = input_ids[None], input_ids[None, 1:]
+    return window_nll(model, inputs, targets, slice(0, len(input_ids) - 1), head, chunk, progress=progress)[0]
 
-    The decoder runs once over the whole sequence; output layer and cross-entropy follow in chunks of `chunk` tokens.
+
+def window_nll(
+    model: Any,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    scored: slice,
+    head: Head | None,
+    chunk: int = 1024,
+    *,
+    offset: int = 0,
+    pass_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Nats of some predictions in windows of equal shape; output layer and cross-entropy see the scored tokens only, in chunks.
 
     Args:
-        model: a causal language model in eval mode.
-        input_ids: [L] int64.
-        head: from `find_head`. With None the model's own forward makes all [L, V] logits at once: correct for every model, at the
+        model: a causal language model.
+        inputs: [B, n] int64, the windows.
+        targets: [B, s] int64, the tokens that the inputs `scored` (s of them in each window) predict.
+        head: from `find_head`. With None the model's own forward makes all [B, n, V] logits at once: correct for every model, at the
             price of that memory.
-        chunk: tokens per chunk.
+        chunk: tokens per chunk of output layer and loss.
+        offset: position of the first token of each window.
+        pass_tokens: run the windows so many tokens at a time through a KV cache; by default in one pass without a cache.
         progress: called with a number of tokens each time that much of the pass is done.
 
     Returns:
-        [L - 1] float32 on the CPU (float64 for a float64 model); entry i is token i + 1 given the tokens 0 ... i.
+        [B, s] float32 on the CPU (float64 for a float64 model).
     """
-    ids = input_ids[None].to(input_device(model))
-    with evaluating(model), reporting(model, ids.shape[1], progress):
-        if head is None:
-            states, head = model(input_ids=ids, use_cache=False).logits[0], nn.Identity()
-        else:
-            states = decode(model, ids)[0]
-        pairs = zip(states[:-1].split(chunk), ids[0, 1:].split(chunk), strict=True)
-        return torch.cat([cross_entropy(head(hidden[None])[0], target) for hidden, target in pairs])
+    inputs = inputs.to(input_device(model))
+    found = []
+    with evaluating(model), reporting(model, inputs.numel(), progress):
+        for start, states in passes(model, inputs, head, offset, pass_tokens):
+            first, last = max(scored.start, start), min(scored.stop, start + states.shape[1])
+            if first < last:
+                hidden, wanted = states[:, first - start : last - start], targets[:, first - scored.start : last - scored.start]
+                found.append(chunked_cross_entropy(head or nn.Identity(), hidden, wanted, chunk))
+    return torch.cat(found, dim=1)
+
+
+def passes(model: Any, inputs: torch.Tensor, head: Head | None, offset: int, pass_tokens: int | None) -> Iterator[tuple[int, torch.Tensor]]:
+    """Index of the first token and last hidden states [B, p, M] (logits where there is no head) of each pass over inputs [B, n]."""
+    run = decode if head is not None else full_logits
+    positions = {"position_ids": torch.arange(inputs.shape[1], device=inputs.device)[None] + offset} if offset else {}
+    if pass_tokens is None or pass_tokens >= inputs.shape[1]:
+        yield 0, run(model, inputs, **positions)
+        return
+    cache = {"past_key_values": DynamicCache(config=model.config.get_text_config()), "use_cache": True}
+    for start in range(0, inputs.shape[1], pass_tokens):
+        yield start, run(model, inputs[:, start : start + pass_tokens], **cache)
+
+
+def full_logits(model: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Logits [B, L, V] from the model's own forward."""
+    return model(input_ids=ids, **{"use_cache": False, **inputs}).logits
+
+
+def chunked_cross_entropy(head: Head, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Nats [B, s] of targets [B, s] from hidden states [B, s, M]."""
+    pairs = zip(hidden.flatten(0, 1).split(chunk), targets.flatten().split(chunk), strict=True)
+    return torch.cat([cross_entropy(head(states[None])[0], target) for states, target in pairs]).view(targets.shape)
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -113,9 +156,14 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def reporting(model: Any, tokens: int, progress: Progress | None) -> Iterator[None]:
-    """Report an equal share of `tokens` each time one of the model's layers has run, all at the end where no layers are found."""
+    """Report tokens while they go through the model's layers, each layer an equal share; all at the end where no layers are found."""
     layers = layer_stack(model)
-    hooks = [] if progress is None else [layer.register_forward_hook(lambda *_: progress(tokens / len(layers))) for layer in layers]
+
+    def report(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        states = output if isinstance(output, torch.Tensor) else output[0]
+        progress(states.shape[:-1].numel() / len(layers))  # type: ignore[misc]
+
+    hooks = [] if progress is None else [layer.register_forward_hook(report) for layer in layers]
     try:
         yield
         if progress is not None and not layers:
