@@ -12,16 +12,19 @@ import yaml
 from transformers import HfArgumentParser
 
 CONFIGS = Path(__file__).parent / "configs"
+INTERRUPTED = 130
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def exit_status(run: Callable[[], object]) -> int:
-    """0 if `run` succeeds; 1 after a mistake of the user, told in one line on stderr, without a traceback."""
+    """0 if `run` succeeds; 1 after a mistake of the user, told in one line on stderr, without a traceback; 130 after Ctrl-C."""
     try:
         run()
     except MISTAKES as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 

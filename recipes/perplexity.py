@@ -20,10 +20,21 @@ Your own model and text:
         --lengths 8192 32768 --dtype bfloat16
     python recipes/perplexity.py --model MODEL --text book.txt --encoding stock rerope --option window=1024
 
-The same flags can stand in a YAML or JSON file, given as the only argument. The same from Python:
+Other questions, other protocols (`hf-posenc perplexity --help`; the classes in hf_posenc/evaluation/protocols.py say what each scores):
 
-    from hf_posenc.evaluation import perplexity
-    result = perplexity(model, text, lengths=[1024, 4096], tokenizer=tokenizer)
+    --protocol sliding --stride 512 --lengths 4096          every token once, with at least 3,584 tokens before it
+    --protocol fixed_target --target 256                    the same last tokens, given ever more context: does it help?
+    --protocol decoded                                      through the KV cache, token by token, as generation sees it
+    --protocol disjoint --bos always                        the numbers of lm-eval's rolling perplexity
+    --protocol offset --lengths 256 8192 65536              one passage, placed ever further out
+    --key_tokens true                                       perplexity of the tokens that a long context helps to predict, apart
+
+`torchrun --nproc_per_node N recipes/perplexity.py ...` shares the documents among N processes and gives the numbers of one. A run that was
+killed goes on from the documents it had finished; Ctrl-C leaves the result of those. The same flags can stand in a YAML or JSON file,
+given first. The same from Python:
+
+    import hf_posenc
+    result = hf_posenc.perplexity(model, tokenizer, texts, lengths=[4096, 16384], encodings={"stock": {}, "yarn": {"factor": 2.0}})
 """
 
 import sys

@@ -14,7 +14,7 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
-from hf_posenc.command import parse
+from hf_posenc.command import INTERRUPTED, parse
 from hf_posenc.evaluation import PROTOCOLS, cli, perplexity
 from hf_posenc.evaluation.protocols import create_protocol
 
@@ -198,7 +198,7 @@ def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_valid_results(model,
     wait_for_documents(broken, 4)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == cli.INTERRUPTED, stderr
+    assert process.returncode == INTERRUPTED, stderr
     partial = one(broken, "alibi")
     assert not partial["complete"] and 2 <= len(partial["documents"]) < 6
     assert "alibi (unfinished)" in stdout and "goes on from the finished documents" in stdout and "Traceback" not in stderr

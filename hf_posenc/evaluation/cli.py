@@ -26,7 +26,6 @@ from .result import Result, write_atomically
 from .run import Run, check_lengths
 
 UNFINISHED = "unfinished"
-INTERRUPTED = 130
 NOT_OF_THE_RESULT = ("encoding", "factor", "target_length", "option", "streaming", "expect_processes", "output_dir", "overwrite")
 """Arguments that do not say what is measured, or that the settings of each encoding say better."""
 
@@ -84,10 +83,7 @@ class PerplexityArguments(ModelArguments):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; returns the exit status, 130 after Ctrl-C."""
-    try:
-        return exit_status(lambda: run(*parse([PerplexityArguments], "perplexity", argv)))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return exit_status(lambda: run(*parse([PerplexityArguments], "perplexity", argv)))
 
 
 def run(arguments: PerplexityArguments) -> list[Result]:

@@ -129,7 +129,7 @@ def ratio(pairs: Iterable[tuple[float, int]]) -> float | None:
 
 def exp(nats: float) -> float:
     """Perplexity of a mean of nats, infinite where it overflows."""
-    return math.exp(nats) if nats < 700 else math.inf
+    return math.inf if nats >= 700 else math.exp(nats)
 
 
 def standard_error(tallies: Sequence[Tally]) -> float | None:

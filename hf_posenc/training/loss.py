@@ -1,0 +1,157 @@
+"""The training loss by chunks of tokens, so that no [B, L, V] logits are ever held, forward or backward."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from ..evaluation.token_nll import Head, decode, evaluating, find_head, input_device, output_head
+from .packing import IGNORED
+
+CHUNK = "loss_chunk"
+"""Attribute of a model that holds the size of its chunks."""
+MARK = "chunks_loss"
+"""Attribute of a forward that computes the loss in chunks."""
+
+
+def chunk_loss(model: Any, chunk: int = 1024) -> Any:
+    """Let `model(..., labels=...)` compute its loss `chunk` tokens at a time, inside its own forward, and return no logits.
+
+    The numbers are those of transformers' `ForCausalLMLoss`: labels shifted, -100 left out, the mean over `num_items_in_batch` where
+    `Trainer` gives it. The backward pass makes the logits of each chunk again: one more pass of the output layer, against
+    [B, L, V] logits and their gradients in memory. A call without labels is the stock forward, and so is label smoothing of `Trainer`,
+    which needs all logits; its `compute_metrics` needs them too, and a model with the full loss. One instance changes; call this before
+    `Trainer` and `accelerate` wrap the model, before or after PEFT does.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model around one.
+        chunk: tokens of all rows together whose logits are in memory at a time.
+
+    Returns:
+        the model.
+
+    Raises:
+        ValueError: its loss is not the cross-entropy of an output layer that we can call, or something else has replaced its forward.
+            It is unchanged then.
+    """
+    base = transformers_model(model)
+    if chunk < 1:
+        raise ValueError(f"a chunk has at least 1 token, got {chunk}")
+    if not is_chunked(base):
+        check_model(base)
+        base.forward = MethodType(_chunked_forward(type(base).forward), base)
+    setattr(base, CHUNK, chunk)
+    return model
+
+
+def full_loss(model: Any) -> Any:
+    """Undo `chunk_loss`: the stock forward again. A model whose loss is not chunked is left alone. Returns the model."""
+    base = transformers_model(model)
+    if is_chunked(base):
+        del base.forward
+        delattr(base, CHUNK)
+    return model
+
+
+def transformers_model(model: Any) -> PreTrainedModel:
+    """The transformers model inside a PEFT model, or the model itself; ValueError for anything else."""
+    base = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    if not isinstance(base, PreTrainedModel):
+        raise ValueError(f"expected a transformers model, got {type(model).__name__}; unwrap it first (for DDP: model.module)")
+    return base
+
+
+def is_chunked(model: Any) -> bool:
+    """Whether the loss of this transformers model is computed in chunks, also where accelerate has wrapped its forward since."""
+    forward = model.__dict__.get("forward")
+    return forward is not None and hasattr(inspect.unwrap(getattr(forward, "__func__", forward)), MARK)
+
+
+def check_model(model: Any) -> None:
+    """Raise ValueError where the chunked loss would not be the loss of the model, seen on a few tokens."""
+    family = type(model).__name__
+    if "forward" in model.__dict__:
+        raise ValueError(f"the forward of this {family} has been replaced by another tool; call chunk_loss before that")
+    refuse_router_loss(model.config, {})
+    ids = torch.arange(8, device=input_device(model)) % model.config.get_text_config().vocab_size
+    head = find_head(model, ids)
+    if head is None:
+        raise ValueError(f"the output layer of {family} does something that is not understood: train it with the full loss")
+    with evaluating(model):
+        own = model(input_ids=ids[None], labels=ids[None], use_cache=False).loss
+        ours = chunked_cross_entropy(head, decode(model, ids[None]), shift(ids[None]), 3)
+    if not torch.allclose(ours, own.to(ours), rtol=2e-2 if model.dtype.itemsize < 4 else 1e-4):
+        raise ValueError(f"the loss of {family} is more than the cross-entropy of its logits: train it with the full loss")
+
+
+def refuse_router_loss(config: Any, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError where the load-balancing loss of a mixture of experts would be lost."""
+    if kwargs.get("output_router_logits") or getattr(config.get_text_config(), "output_router_logits", False):
+        raise ValueError("the chunked loss leaves out the router loss: set output_router_logits=False, or train with the full loss")
+
+
+def _chunked_forward(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a class, with the loss in chunks. Its signature stays that of the class: `Trainer` reads it."""
+    signature = inspect.signature(stock)
+    names = list(signature.parameters)[1:]
+
+    @functools.wraps(stock)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        return stock(self, **kwargs) if kwargs.get("labels") is None else _with_loss(self, **kwargs)
+
+    # accelerate, where it takes autocast off again, goes down to the last __wrapped__: this is as far as it may go.
+    del forward.__wrapped__
+    vars(forward).update({"__signature__": signature, MARK: True})
+    return forward
+
+
+@can_return_tuple
+def _with_loss(
+    model: Any,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    shift_labels: Tensor | None = None,
+    logits_to_keep: Any = 0,
+    **inputs: Any,
+) -> CausalLMOutputWithPast:
+    refuse_router_loss(model.config, inputs)
+    states = model.get_decoder()(**inputs)
+    targets = shift(labels) if shift_labels is None else shift_labels
+    loss = chunked_cross_entropy(output_head(model), states.last_hidden_state, targets, getattr(model, CHUNK), num_items_in_batch)
+    kept = {name: states.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+    return CausalLMOutputWithPast(loss=loss, **kept)
+
+
+def shift(labels: Tensor) -> Tensor:
+    """The target of each position: labels [B, L] one place to the left, and -100 at the end."""
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORED)
+
+
+def chunked_cross_entropy(head: Head, hidden: Tensor, targets: Tensor, chunk: int, count: Tensor | int | None = None) -> Tensor:
+    """Nats summed over the targets [B, L] that are not -100, divided by `count`, by default their number, from hidden states [B, L, M]."""
+    states, wanted = hidden.flatten(0, 1), targets.flatten().to(hidden.device)
+    parts = [
+        checkpoint(_summed, head, part, target, use_reentrant=False)
+        for part, target in zip(states.split(chunk), wanted.split(chunk), strict=True)
+    ]
+    count = (wanted != IGNORED).sum() if count is None else count
+    return torch.stack(parts).sum() / (count.to(hidden.device) if isinstance(count, Tensor) else count)
+
+
+def _summed(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Summed nats of one chunk, in float32 at least."""
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets.to(logits.device), ignore_index=IGNORED, reduction="sum")
