@@ -73,6 +73,13 @@ def _perplexity(argv: list[str]) -> int:
     return main(argv)
 
 
+def _passkey(argv: list[str]) -> int:
+    """find a number in the context, by length and depth (recipes/passkey.py)"""
+    from .evaluation.retrieval.cli import main
+
+    return main(argv)
+
+
 def _finetune(argv: list[str]) -> int:
     """fine-tune a patched model with Trainer (recipes/finetune.py)"""
     from .finetuning import main
@@ -87,7 +94,12 @@ def _compare(argv: list[str]) -> int:
     return main(argv)
 
 
-RECIPES: dict[str, Callable[[list[str]], int]] = {"perplexity": _perplexity, "finetune": _finetune, "compare": _compare}
+RECIPES: dict[str, Callable[[list[str]], int]] = {
+    "compare": _compare,
+    "perplexity": _perplexity,
+    "passkey": _passkey,
+    "finetune": _finetune,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

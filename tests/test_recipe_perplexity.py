@@ -17,6 +17,7 @@ import hf_posenc
 from hf_posenc.command import INTERRUPTED, parse
 from hf_posenc.evaluation import PROTOCOLS, cli, perplexity
 from hf_posenc.evaluation.protocols import create_protocol
+from hf_posenc.evaluation.side_by_side import UNFINISHED
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "perplexity.py"
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPE.parents[1])}
@@ -172,7 +173,7 @@ def start(command):
 def wait_for_documents(output, count):
     """Until so many documents are in the journals."""
     for _ in range(1200):
-        if sum(len(path.read_text().splitlines()) for path in (output / cli.UNFINISHED).glob("*.jsonl")) >= count:
+        if sum(len(path.read_text().splitlines()) for path in (output / UNFINISHED).glob("*.jsonl")) >= count:
             return
         time.sleep(0.05)
     raise AssertionError("no document was finished in a minute")
@@ -190,7 +191,7 @@ def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_valid_results(model,
     process.kill()
     process.wait()
     assert not list(broken.glob("*.json")), "killed: nothing but the journal"
-    (journal,) = (broken / cli.UNFINISHED).glob("alibi-*.jsonl")
+    (journal,) = (broken / UNFINISHED).glob("alibi-*.jsonl")
     journal.write_text(journal.read_text() + '\n{"index": 5, "na')  # a process that dies while writing
     kept = journal.read_text()
 
@@ -201,13 +202,13 @@ def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_valid_results(model,
     assert process.returncode == INTERRUPTED, stderr
     partial = one(broken, "alibi")
     assert not partial["complete"] and 2 <= len(partial["documents"]) < 6
-    assert "alibi (unfinished)" in stdout and "goes on from the finished documents" in stdout and "Traceback" not in stderr
+    assert "alibi (unfinished)" in stdout and "goes on from what was finished" in stdout and "Traceback" not in stderr
     assert journal.read_text().startswith(kept), "what was finished is not measured again"
 
     assert cli.main(slow_documents(model, tmp_path, broken)[2:]) == 0
     for name in ("alibi", "stock"):
         assert numbers(one(broken, name)) == numbers(one(whole, name))
-    assert not (broken / cli.UNFINISHED).exists()
+    assert not (broken / UNFINISHED).exists()
 
 
 def test_two_processes_give_the_numbers_of_one(model, tmp_path):

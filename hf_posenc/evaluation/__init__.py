@@ -7,6 +7,7 @@ from .measurement import Interrupted
 from .perplexity import perplexity
 from .protocols import PROTOCOLS
 from .result import Bucket, Result, Score
+from .retrieval import PasskeyResult, PasskeyTask, passkey
 
 __all__ = [
     "PROTOCOLS",
@@ -16,6 +17,8 @@ __all__ = [
     "Document",
     "Interrupted",
     "KeyTokens",
+    "PasskeyResult",
+    "PasskeyTask",
     "Result",
     "Score",
     "Text",
@@ -23,6 +26,7 @@ __all__ = [
     "embedded_corpus",
     "encode",
     "fetch_demo_model",
+    "passkey",
     "perplexity",
     "read_texts",
     "resolve_model",

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from rich.console import Console
 
 from ..command import exit_status, listed, parse
 from .corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
 from .documents import peeked, stream, usable
 from .key_tokens import KeyTokens
-from .measurement import Interrupted
-from .models import ModelArguments, check_live, check_tokenizer, digest, encoded, load_model, load_tokenizer, plan_options, weights_digest
+from .models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer, plan_options
 from .perplexity import perplexity
 from .processes import Processes
 from .protocols import PROTOCOLS, create_protocol
-from .report import heading, print_table, progress_bar, to_csv
+from .report import heading, print_table, to_csv
 from .result import Result, write_atomically
 from .run import Run, check_lengths
-
-UNFINISHED = "unfinished"
-NOT_OF_THE_RESULT = ("encoding", "factor", "target_length", "option", "streaming", "expect_processes", "output_dir", "overwrite")
-"""Arguments that do not say what is measured, or that the settings of each encoding say better."""
+from .side_by_side import SideBySide, settings_of, started
 
 
 @dataclass
@@ -59,9 +51,7 @@ class PerplexityArguments(ModelArguments):
     batch_tokens: int = field(default=8192, metadata={"help": "equal windows run together up to so many tokens"})
     chunk: int = field(default=1024, metadata={"help": "tokens per chunk of output layer and loss"})
     last_k: int = field(default=256, metadata={"help": "predictions before L that make the last-k column"})
-    expect_processes: int | None = field(default=None, metadata={"help": "fail where another number of processes share the documents"})
     output_dir: str = field(default="runs/perplexity", metadata={"help": "where the JSON, CSV and PNG files go"})
-    overwrite: bool = field(default=False, metadata={"help": "measure again what is already there"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,51 +76,24 @@ def main(argv: list[str] | None = None) -> int:
     return exit_status(lambda: run(*parse([PerplexityArguments], "perplexity", argv)))
 
 
-def run(arguments: PerplexityArguments) -> list[Result]:
+def run(arguments: PerplexityArguments) -> dict[str, Result]:
     """Measure every encoding, skipping those already on disk with the same settings, and compare them.
 
     Raises:
         Interrupted: Ctrl-C; what was finished is reported and on disk.
     """
-    processes = Processes()
-    processes.expect(arguments.expect_processes)
-    say = Console(quiet=not processes.main, highlight=False, soft_wrap=True).print
-    say(f"{processes.count} process(es)")
-    setup = Setup.of(arguments, processes)
-    results: dict[str, Result] = {}
-    try:
-        for name, settings in setup.plan.items():
-            file = setup.output / f"{name}-{digest(settings)}.json"
-            before = None if arguments.overwrite else finished(file)
-            if before is not None:
-                say(f"{name}: measured before with the same settings, taken from {file} (--overwrite measures again)")
-            processes.wait()  # all have looked before one writes
-            results[name] = before or setup.measure(name, settings, file)
-    except Interrupted as stopped:
-        if stopped.result is not None:
-            results[name] = stopped.result
-        say("interrupted: the same command goes on from the finished documents")
-        raise
-    finally:
-        if results and processes.main:
-            report(results, setup.output, setup.model)
-    setup.clean()
-    return list(results.values())
+    return Curves.of(arguments, started(arguments)).run()
 
 
 @dataclass
-class Setup:
-    """What every encoding is measured with, and the settings of each: all that can be wrong is found before the first is measured."""
+class Curves(SideBySide[Result]):
+    """The perplexity of each encoding. All that can be wrong is found before the first is measured."""
 
-    arguments: PerplexityArguments
-    processes: Processes
-    tokenizer: Any
+    kind = Result
     corpus: Corpus
-    model: Any
-    plan: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, arguments: PerplexityArguments, processes: Processes) -> Setup:
+    def of(cls, arguments: PerplexityArguments, processes: Processes) -> Curves:
         """Text, model and encodings that the command line asks for."""
         options = plan_options(arguments)
         protocol = create_protocol(arguments.protocol, **arguments.protocol_options)
@@ -142,57 +105,36 @@ class Setup:
         peeked(usable(stream(corpus, tokenizer, arguments.bos), need))  # too little text comes to light before the model is loaded
         model = load_model(path, arguments)
         check_tokenizer(tokenizer, model)
-        fingerprints = check_live(model, options)
-        shared = {name: value for name, value in asdict(arguments).items() if name not in NOT_OF_THE_RESULT}
-        shared |= {"lengths": list(lengths), "text": corpus.identity, "weights": weights_digest(model)}
-        plan = {name: {**shared, "encoding": name, "options": options[name], "fingerprint": fingerprints[name]} for name in options}
-        return cls(arguments, processes, tokenizer, corpus, model, plan)
+        plan = settings_of(arguments, model, options, {"lengths": list(lengths), "text": corpus.identity})
+        return cls(arguments, processes, tokenizer, model, plan, corpus)
 
-    @property
-    def output(self) -> Path:
-        """The folder that everything goes to."""
-        return Path(self.arguments.output_dir)
+    def find(self, name, settings, journal, advance):
+        encodings, how = {name: settings["options"]}, self.arguments.how
+        shared = {"encodings": encodings, "journal": journal, "settings": settings, "progress": advance}
+        return perplexity(self.model, self.tokenizer, self.corpus, **shared, **how)[name]
 
-    def measure(self, name: str, settings: dict[str, Any], file: Path) -> Result:
-        """One encoding, with a progress bar; the result is on disk then, an interrupted one too."""
-        shown = progress_bar(name, self.tokens(name, settings["options"])) if self.processes.main else nullcontext(None)
-        with shown as advance:
-            try:
-                result = perplexity(
-                    self.model,
-                    self.tokenizer,
-                    self.corpus,
-                    encodings={name: settings["options"]},
-                    journal=self.output / UNFINISHED,
-                    settings=settings,
-                    progress=advance,
-                    **self.arguments.how,
-                )[name]
-            except Interrupted as stopped:
-                if stopped.result is not None and self.processes.main:
-                    stopped.result.save(file)
-                raise
-        if self.processes.main:
-            result.save(file)
-        return result
-
-    def tokens(self, name: str, options: dict[str, Any]) -> int | None:
-        """How many tokens this process will run, all documents taken to be as long as the first; None where their number is not known."""
+    def tokens(self, name, settings):
+        """All documents are taken to be as long as the first."""
         asked = self.arguments
         number = asked.documents or self.corpus.number
         if number is None:
             return None
-        with encoded(self.model, name, options):
+        with encoded(self.model, name, settings["options"]):
             protocol = create_protocol(asked.protocol, **asked.protocol_options)
             run = Run.of(self.model, protocol, asked.lengths, pass_tokens=asked.pass_tokens)
         first = next(stream(self.corpus, self.tokenizer, asked.bos, asked.max_tokens))
         return run.tokens(max(len(first), run.longest)) * -(-number // self.processes.count)
 
-    def clean(self) -> None:
-        """Delete the journals: the results are written."""
-        self.processes.wait()
-        if self.processes.main:
-            shutil.rmtree(self.output / UNFINISHED, ignore_errors=True)
+    def report(self, results):
+        """The table, perplexity.csv and perplexity.png."""
+        from hf_posenc.plotting import plot_perplexity
+
+        print_table(results)
+        write_atomically(self.output / "perplexity.csv", to_csv(results))
+        native = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        curves = {name: result.curve for name, result in results.items()}
+        plot_perplexity(curves, self.output / "perplexity.png", title=heading(next(iter(results.values()))), train_length=native)
+        print(f"written to {self.output}: one JSON per encoding, perplexity.csv, perplexity.png")
 
 
 @dataclass
@@ -237,24 +179,3 @@ def file_identity(path: str) -> str | None:
 def content_identity(content: str | bytes) -> str:
     """16 hex digits."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
-
-
-def finished(file: Path) -> Result | None:
-    """The result in a file; None where there is none, or it was interrupted, or another version of this package wrote it."""
-    try:
-        result = Result.load(file)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return result if result.complete else None
-
-
-def report(results: dict[str, Result], output: Path, model: Any) -> None:
-    """Print the comparison; write it as perplexity.csv and perplexity.png."""
-    from hf_posenc.plotting import plot_perplexity
-
-    print_table(results)
-    write_atomically(output / "perplexity.csv", to_csv(results))
-    native = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    curves = {name: result.curve for name, result in results.items()}
-    plot_perplexity(curves, output / "perplexity.png", title=heading(next(iter(results.values()))), train_length=native)
-    print(f"written to {output}: one JSON per encoding, perplexity.csv, perplexity.png")

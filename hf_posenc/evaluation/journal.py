@@ -1,4 +1,4 @@
-"""Finished documents on disk, one JSON line each, so that a run that was killed goes on where it stopped."""
+"""Finished work on disk, one JSON line each, so that a run that was killed goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -6,40 +6,62 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
-from .tally import Record
+
+class Line(Protocol):
+    """What is kept of one piece of work."""
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+
+    @property
+    def sha256(self) -> str:
+        """Identifies its tokens."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, strings and numbers."""
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any], /) -> Any:
+        """What `to_dict` gave."""
 
 
-class Journal:
-    """An append-only file of records for each process that shares a run, `STEM.RANK.jsonl`; all of them are read at the start.
+Kept = TypeVar("Kept", bound=Line)
+
+
+class Journal(Generic[Kept]):
+    """An append-only file of lines for each process that shares a run, `STEM.RANK.jsonl`; all of them are read at the start.
 
     A line is on disk before the next document begins. A torn last line, of a process that died while writing it, is ignored.
 
     Args:
         stem: path without the rank and the suffix.
+        kind: the class of its lines.
         rank: of this process.
     """
 
-    def __init__(self, stem: str | os.PathLike, rank: int = 0):
-        self.stem = Path(stem)
+    def __init__(self, stem: str | os.PathLike, kind: type[Kept], rank: int = 0):
+        self.stem, self.kind = Path(stem), kind
         self.file = self.stem.with_name(f"{self.stem.name}.{rank}.jsonl")
-        self.done = {(record.index, record.sha256): record for record in self.read()}
+        self.done = {(line.index, line.sha256): line for line in self.read()}
 
     @property
     def files(self) -> list[Path]:
         """Those of all processes."""
         return sorted(path for path in self.stem.parent.glob("*.jsonl") if path.name.startswith(f"{self.stem.name}."))
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> Iterator[Kept]:
         """All complete lines of all processes."""
         for path in self.files:
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    yield Record.from_dict(json.loads(line))
+                    yield self.kind.from_dict(json.loads(line))
                 except (json.JSONDecodeError, KeyError, TypeError):
                     continue
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Kept) -> None:
         """Append one record. It starts on a new line whatever a process that died has left at the end of the file."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8") as file:

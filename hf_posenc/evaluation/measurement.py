@@ -94,7 +94,7 @@ class Measurement:
             if not reason:
                 self.keys[document.sha256] = self.key_tokens.find(stock, document, self.progress, self.journal)
 
-    def open_journal(self, model: Any, run: Run, encoding: str) -> Journal | None:
+    def open_journal(self, model: Any, run: Run, encoding: str) -> Journal[Record] | None:
         """That of this encoding; another model, encoding or way to score has another file."""
         if self.journal is None:
             return None
@@ -106,7 +106,7 @@ class Measurement:
             "dtype": str(model.dtype),
             "keys": self.key_tokens and asdict(self.key_tokens),
         }
-        return Journal(self.journal / f"{encoding}-{digest(settings)}", self.processes.rank)
+        return Journal(self.journal / f"{encoding}-{digest(settings)}", Record, self.processes.rank)
 
     def share(self, chosen: Chosen) -> Iterator[tuple[int, Document, str]]:
         """Number, document and reason of this process's share; the first process has those that are skipped too."""
@@ -143,7 +143,7 @@ class Measurement:
             raise Interrupted(result(list(known.values()), complete=False) if done else None) from None
         return result(self.processes.gather(records), complete=True)
 
-    def score(self, model: Any, run: Run, head: Head | None, chosen: Chosen, journal: Journal | None) -> Iterator[Record]:
+    def score(self, model: Any, run: Run, head: Head | None, chosen: Chosen, journal: Journal[Record] | None) -> Iterator[Record]:
         """A record of each document of this process's share, from the journal where it is there."""
         for index, document, reason in self.share(chosen):
             if reason:

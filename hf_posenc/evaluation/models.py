@@ -41,6 +41,8 @@ class ModelArguments:
     dtype: str = field(default="auto", metadata={"help": "float32, bfloat16, float16, or auto (as saved)"})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention, flash_attention_2"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, or auto"})
+    expect_processes: int | None = field(default=None, metadata={"help": "fail where another number of processes share the work"})
+    overwrite: bool = field(default=False, metadata={"help": "measure again what is already there"})
 
     def __post_init__(self) -> None:
         listed(self, "encoding", "option")

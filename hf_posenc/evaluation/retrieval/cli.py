@@ -1,0 +1,95 @@
+"""The passkey recipe: one loaded model, several encodings, a heat map of each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Literal
+
+from ...command import exit_status, listed, parse
+from ..models import ModelArguments, check_tokenizer, load_model, load_tokenizer, plan_options
+from ..processes import Processes
+from ..side_by_side import SideBySide, settings_of, started
+from .grid import Grid
+from .passkey import check_reach, passkey
+from .prompts import TEMPLATE, PasskeyTask, Prompts
+from .report import report
+from .result import PasskeyResult
+
+
+@dataclass
+class PasskeyArguments(ModelArguments):
+    """Whether a model finds a number in its context, by length and depth, for several positional encodings of one model."""
+
+    lengths: list[int] = field(default_factory=lambda: [1024, 2048, 4096], metadata={"help": "of the prompts, answer included, in tokens"})
+    depths: list[float] = field(
+        default_factory=lambda: [5.0], metadata={"help": "of the needle: values from 0 to 1, or one number of equal steps"}
+    )
+    trials: int = field(default=5, metadata={"help": "prompts for each length and depth"})
+    digits: int = field(default=5, metadata={"help": "of every number"})
+    needles: int = field(default=1, metadata={"help": "pass keys in a prompt; several have names"})
+    ask: Literal["one", "all"] = field(default="one", metadata={"help": "ask for one of the pass keys, or for all in turn"})
+    distractors: int = field(default=0, metadata={"help": "numbers in a prompt that are no pass keys"})
+    filler: str = field(default="grass", metadata={"help": "grass (the usual sentences), essay (English that every Python has), or a file"})
+    chat: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
+    generate: bool = field(default=False, metadata={"help": "also generate the answers greedily and compare the digits"})
+    seed: int = field(default=0, metadata={"help": "of keys, names, places and the beginning of the filler"})
+    output_dir: str = field(default="runs/passkey", metadata={"help": "where the JSON, CSV and PNG files go"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        listed(self, "lengths", "depths")
+
+    @property
+    def task(self) -> PasskeyTask:
+        """The task that these flags describe."""
+        return PasskeyTask(**{each.name: getattr(self, each.name) for each in fields(PasskeyTask)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the recipe; returns the exit status, 130 after Ctrl-C."""
+    return exit_status(lambda: run(*parse([PasskeyArguments], "passkey", argv)))
+
+
+def run(arguments: PasskeyArguments) -> dict[str, PasskeyResult]:
+    """Measure every encoding, skipping those already on disk with the same settings, and compare them.
+
+    Raises:
+        Interrupted: Ctrl-C; what was finished is reported and on disk.
+    """
+    return Grids.of(arguments, started(arguments)).run()
+
+
+@dataclass
+class Grids(SideBySide[PasskeyResult]):
+    """The grid of each encoding. All that can be wrong is found before the first is measured."""
+
+    kind = PasskeyResult
+    grid: Grid
+
+    @classmethod
+    def of(cls, arguments: PasskeyArguments, processes: Processes) -> Grids:
+        """Prompts, model and encodings that the command line asks for."""
+        options = plan_options(arguments)
+        grid = Grid.of(arguments.lengths, arguments.depths, arguments.trials)
+        task, path = arguments.task, arguments.path
+        tokenizer = load_tokenizer(path)
+        prompts = Prompts(task, tokenizer)
+        grid.check(prompts)
+        model = load_model(path, arguments)
+        check_tokenizer(tokenizer, model)
+        check_reach(model, options, grid.lengths[-1])
+        more = {**asdict(grid), "template": TEMPLATE, "filler_text": prompts.filler_identity}
+        return cls(arguments, processes, tokenizer, model, settings_of(arguments, model, options, more), grid)
+
+    def find(self, name, settings, journal, advance):
+        how = {"generate": self.arguments.generate, "journal": journal, "settings": settings, "progress": advance}
+        task = asdict(self.arguments.task)
+        lengths, depths, trials = self.grid.lengths, self.grid.depths, self.grid.trials
+        encodings = {name: settings["options"]}
+        return passkey(self.model, self.tokenizer, lengths, depths, trials, encodings=encodings, **how, **task)[name]
+
+    def tokens(self, name, settings):
+        return self.grid.tokens * (2 if self.arguments.generate else 1) // self.processes.count
+
+    def report(self, results):
+        report(results, self.output, self.model)

@@ -1,0 +1,135 @@
+"""What a passkey run found, and everything needed to read the numbers a year later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..result import write_atomically
+from .trial import Trial
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The trials at one length and depth.
+
+    Args:
+        length: of the prompts in tokens, answers included.
+        depth: share of the filler before the needle.
+        trials: how many prompts.
+        exact: share of them in which every token of the answers is the most likely one, given the true ones before it.
+        token_accuracy: share of the answers' tokens that are.
+        nats: of the answers of a prompt, all their tokens together, on average.
+        generated: share of prompts to which greedy generation gave the numbers; None where it was not asked for.
+        seconds: of all of them.
+    """
+
+    length: int
+    depth: float
+    trials: int
+    exact: float
+    token_accuracy: float
+    nats: float
+    generated: float | None
+    seconds: float
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial]) -> Cell:
+        """What the trials of one cell come to."""
+        count = len(trials)
+        return cls(
+            length=trials[0].length,
+            depth=trials[0].depth,
+            trials=count,
+            exact=sum(each.exact for each in trials) / count,
+            token_accuracy=sum(each.correct for each in trials) / sum(each.tokens for each in trials),
+            nats=sum(each.nats for each in trials) / count,
+            generated=None if trials[0].generated is None else sum(bool(each.generated) for each in trials) / count,
+            seconds=sum(each.seconds for each in trials),
+        )
+
+
+@dataclass(frozen=True)
+class PasskeyResult:
+    """One passkey run: the grid over lengths and depths, and what was measured how, with what.
+
+    Args:
+        template: version of the words of the prompts.
+        task: the fields of `PasskeyTask`.
+        filler: tokens and hash of the filler text in this tokenizer's tokens.
+        bos: whether prompts begin with a BOS token of their own.
+        head: "chunked" where the output layer saw the answers only, or "full logits" where the model's own forward had to be used.
+        encoding: the name asked for ("stock": the model as it was loaded) and `options` its options.
+        fingerprint: hash of the tensors that are live in the model, from `hf_posenc.inspect`; None where it cannot be inspected.
+        state: what `hf_posenc.inspect` says, in words.
+        cells: one `Cell` for each length and depth, lengths ascending, then depths.
+        complete: False where the run was interrupted: cells are missing then, or have fewer trials.
+        processes: how many processes shared the prompts.
+        seconds, tokens_per_second: of the slowest process, and of all of them.
+        peak_memory: bytes in the largest process, and `peak_memory_kind` what was measured.
+        settings: free for the caller (the recipe stores its arguments).
+    """
+
+    template: int
+    task: dict[str, Any]
+    filler: dict[str, Any]
+    bos: bool
+    head: str
+    encoding: str
+    options: dict[str, Any]
+    fingerprint: str | None
+    state: str | None
+    model: str
+    tokenizer: str
+    dtype: str
+    device: str
+    attention: str
+    versions: dict[str, str]
+    cells: list[Cell]
+    seconds: float
+    tokens_per_second: float
+    peak_memory: int | None
+    peak_memory_kind: str | None
+    complete: bool = True
+    processes: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    protocol: str = "passkey"
+
+    @property
+    def lengths(self) -> list[int]:
+        """Those of the grid, ascending."""
+        return sorted({cell.length for cell in self.cells})
+
+    def found(self, length: int) -> tuple[int, int]:
+        """How many prompts of a length were answered exactly, of how many."""
+        cells = [cell for cell in self.cells if cell.length == length]
+        return round(sum(cell.exact * cell.trials for cell in cells)), sum(cell.trials for cell in cells)
+
+    def mean(self, score: str, length: int) -> float | None:
+        """One of the numbers of the cells of a length, over their prompts; None where a cell has none."""
+        cells = [cell for cell in self.cells if cell.length == length]
+        values = [getattr(cell, score) for cell in cells]
+        if not cells or None in values:
+            return None
+        return sum(value * cell.trials for value, cell in zip(values, cells, strict=True)) / sum(cell.trials for cell in cells)
+
+    def grid(self, score: str = "exact") -> dict[tuple[int, float], float]:
+        """(length, depth) -> one of the numbers of its cell."""
+        return {(cell.length, cell.depth): getattr(cell, score) for cell in self.cells}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, strings and numbers."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result as JSON, atomically. Returns the path."""
+        return write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PasskeyResult:
+        """Read what `save` wrote."""
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(cells=[Cell(**cell) for cell in found.pop("cells")], **found)

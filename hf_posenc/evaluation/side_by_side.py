@@ -1,0 +1,161 @@
+"""What the recipes share that measure one loaded model with several encodings in turn."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from rich.console import Console
+
+from .measurement import Interrupted
+from .models import ModelArguments, check_live, digest, weights_digest
+from .processes import Processes
+from .report import progress_bar
+from .token_nll import Progress
+
+UNFINISHED = "unfinished"
+NOT_OF_THE_RESULT = ("encoding", "factor", "target_length", "option", "streaming", "expect_processes", "output_dir", "overwrite")
+"""Arguments that do not say what is measured, or that the settings of each encoding say better."""
+
+
+class Kept(Protocol):
+    """A result on disk."""
+
+    @property
+    def complete(self) -> bool:
+        """False where the run was interrupted."""
+
+    def save(self, path: Path, /) -> Path:
+        """Write it."""
+
+    @classmethod
+    def load(cls, path: Path, /) -> Any:
+        """Read it."""
+
+
+Found = TypeVar("Found", bound=Kept)
+
+
+@dataclass
+class SideBySide(Generic[Found]):
+    """One encoding after another on one model: what is on disk with the same settings is taken, what was interrupted goes on.
+
+    Args:
+        arguments: of the recipe, `output_dir` and `overwrite` among them.
+        processes: those that share the work.
+        tokenizer, model: what is measured.
+        plan: encoding -> the settings that its result depends on, `settings_of` them.
+    """
+
+    kind: ClassVar[type[Any]]
+    """The class of results."""
+
+    arguments: Any
+    processes: Processes
+    tokenizer: Any
+    model: Any
+    plan: dict[str, dict[str, Any]]
+
+    def find(self, name: str, settings: dict[str, Any], journal: Path, advance: Progress | None) -> Found:
+        """Measure one encoding."""
+        raise NotImplementedError
+
+    def tokens(self, name: str, settings: dict[str, Any]) -> int | None:
+        """How many tokens this process will run for it; None where that is not known."""
+        raise NotImplementedError
+
+    def report(self, results: dict[str, Found]) -> None:
+        """Print and write what compares them."""
+        raise NotImplementedError
+
+    @property
+    def output(self) -> Path:
+        """The folder that everything goes to."""
+        return Path(self.arguments.output_dir)
+
+    def run(self) -> dict[str, Found]:
+        """Measure every encoding and compare them.
+
+        Raises:
+            Interrupted: Ctrl-C; what was finished is reported and on disk.
+        """
+        results: dict[str, Found] = {}
+        try:
+            for name, settings in self.plan.items():
+                results[name] = self.known_or_measured(name, settings)
+        except Interrupted as stopped:
+            if stopped.result is not None:
+                results[name] = stopped.result
+            announce(self.processes, "interrupted: the same command goes on from what was finished")
+            raise
+        finally:
+            if results and self.processes.main:
+                self.report(results)
+        self.processes.wait()
+        if self.processes.main:
+            shutil.rmtree(self.output / UNFINISHED, ignore_errors=True)
+        return results
+
+    def known_or_measured(self, name: str, settings: dict[str, Any]) -> Found:
+        """The result of one encoding, which is on disk then."""
+        file = self.output / f"{name}-{digest(settings)}.json"
+        before = None if self.arguments.overwrite else self.finished(file)
+        self.processes.wait()  # all have looked before one writes
+        if before is None:
+            return self.measured(name, settings, file)
+        announce(self.processes, f"{name}: measured before with the same settings, taken from {file} (--overwrite measures again)")
+        return before
+
+    def finished(self, file: Path) -> Found | None:
+        """The result in a file; None where there is none, or it was interrupted, or another version of this package wrote it."""
+        try:
+            result = self.kind.load(file)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return result if result.complete else None
+
+    def measured(self, name: str, settings: dict[str, Any], file: Path) -> Found:
+        """One encoding, with a progress bar; an interrupted result is saved too."""
+        shown = progress_bar(name, self.tokens(name, settings)) if self.processes.main else nullcontext(None)
+        try:
+            with shown as advance:
+                result = self.find(name, settings, self.output / UNFINISHED, advance)
+        except Interrupted as stopped:
+            if stopped.result is not None and self.processes.main:
+                stopped.result.save(file)
+            raise
+        if self.processes.main:
+            result.save(file)
+        return result
+
+
+def started(arguments: ModelArguments) -> Processes:
+    """The processes of this run; ValueError where there are not as many as expected."""
+    processes = Processes()
+    processes.expect(arguments.expect_processes)
+    announce(processes, f"{processes.count} process(es)")
+    return processes
+
+
+def announce(processes: Processes, text: str) -> None:
+    """Print a line, in one of the processes."""
+    if processes.main:
+        Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def settings_of(
+    arguments: ModelArguments, model: Any, options: Mapping[str, dict[str, Any]], more: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """For each encoding what its result depends on, after each has been in the model once.
+
+    Raises:
+        ValueError: an encoding cannot be patched in, or changes nothing.
+    """
+    fingerprints = check_live(model, options)
+    shared = {name: value for name, value in asdict(arguments).items() if name not in NOT_OF_THE_RESULT}
+    shared |= {**more, "weights": weights_digest(model)}
+    return {name: {**shared, "encoding": name, "options": options[name], "fingerprint": fingerprints[name]} for name in options}
