@@ -281,7 +281,8 @@ def test_half_precision_stays_close(arch, name, batch):
     assert (half - full).std() < 4 * noise + 0.01
 
 
-@every_architecture
+# Each is a new process: a few now, the others with the slow tests.
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=[pytest.mark.slow] * (at % 8 > 0)) for at, arch in enumerate(ARCHITECTURES)])
 def test_loading_without_the_package_fails_loudly(arch, tmp_path):
     foreign = next(n for n in hf_posenc.list_encodings() if not hf_posenc.inspect(patched_model(arch, n)).stock_checkpoint)
     model = patched_model(arch, foreign)

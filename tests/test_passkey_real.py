@@ -12,8 +12,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def demo():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     path = fetch_demo_model()
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
+    yield AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
+    torch.set_num_threads(threads)
 
 
 def test_yarn_finds_beyond_the_trained_length_what_the_stock_model_does_not(demo):

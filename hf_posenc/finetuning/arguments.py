@@ -1,0 +1,220 @@
+"""The settings of a fine-tuning run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import TrainingArguments
+
+import hf_posenc
+
+from ..command import listed, parse_option
+from ..command import parse as parse_command
+
+STOCK = "stock"
+DEFAULTS: dict[str, Any] = {
+    "output_dir": "runs/finetune",
+    "eval_on_start": True,
+    "logging_steps": 10,
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "label_names": ["labels"],
+}
+"""Of transformers' TrainingArguments, where this recipe has another default."""
+FREE = ("loss_chunk", "num_proc", "estimate_only", "expect_processes")
+"""Settings that make no difference to the trained model."""
+
+
+@dataclass
+class ModelArguments:
+    """The model, its positional encoding, and what of it is trained."""
+
+    model: str = field(default="demo", metadata={"help": "hub id, local path, or 'demo' (SmolLM2-135M-Instruct, no hub needed)"})
+    dtype: str = field(default="float32", metadata={"help": "of the weights: float32, bfloat16, float16, or auto (as saved)"})
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention, flash_attention_2"})
+    encoding: str = field(default=STOCK, metadata={"help": "a name from `hf-posenc list`; 'stock' leaves the model as loaded"})
+    factor: float | None = field(default=None, metadata={"help": "context extension factor, for the encodings that take one"})
+    target_length: int | None = field(default=None, metadata={"help": "context length to reach, for the encodings that take one"})
+    layers: str | None = field(default=None, metadata={"help": "which layers: all, a slice as 3::4, or indices as 0,3,7"})
+    option: list[str] = field(default_factory=list, metadata={"help": "more options as key=value: window=1024"})
+    loss_chunk: int = field(default=1024, metadata={"help": "tokens whose logits exist at a time; 0 computes all logits at once, as stock"})
+    lora_rank: int | None = field(default=None, metadata={"help": "train LoRA adapters of this rank through PEFT, not all weights"})
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA scale; default twice the rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout"})
+    lora_targets: list[str] = field(default_factory=list, metadata={"help": "modules that get an adapter; default all linear layers"})
+    lora_also_train: list[str] = field(
+        default_factory=list, metadata={"help": "modules trained in full beside LoRA, for example embed_tokens norm (LongLoRA)"}
+    )
+
+    def __post_init__(self) -> None:
+        listed(self, "option", "lora_targets", "lora_also_train")
+
+
+@dataclass
+class DataArguments:
+    """The text."""
+
+    text: list[str] = field(default_factory=list, metadata={"help": "text files, one document each; default the embedded corpus"})
+    dataset: str | None = field(default=None, metadata={"help": "`datasets` hub id or local .json, .jsonl, .csv, .parquet file"})
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
+    split: str = field(default="train", metadata={"help": "split of the dataset"})
+    text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
+    block_size: int = field(default=1024, metadata={"help": "tokens in a training sequence"})
+    boundaries: str | None = field(
+        default=None,
+        metadata={
+            "help": "respect: no token sees another document of its block; cross: blocks run across documents; default respect, "
+            "with --pose_target cross",
+            "choices": ["respect", "cross"],
+        },
+    )
+    eval_tokens: int | None = field(
+        default=None, metadata={"help": "tokens held out at the end of the text, to evaluate on; default a twentieth, at most 16384"}
+    )
+    eval_lengths: list[int] = field(default_factory=list, metadata={"help": "context lengths to evaluate at; default the block size"})
+    num_proc: int | None = field(default=None, metadata={"help": "processes that tokenize"})
+
+    def __post_init__(self) -> None:
+        listed(self, "text", "eval_lengths")
+        self.eval_lengths = sorted(self.eval_lengths or [self.block_size])
+
+
+@dataclass
+class CourseArguments:
+    """What changes in the course of training, and what is checked before it."""
+
+    pose_target: int | None = field(
+        default=None, metadata={"help": "PoSE: place each block at skipped positions below this one, to train for that length"}
+    )
+    pose_chunks: int = field(default=2, metadata={"help": "PoSE: pieces that a block is cut into"})
+    anneal: str | None = field(default=None, metadata={"help": "move an option of the encoding from start to end: factor=1:4"})
+    anneal_steps: int | None = field(default=None, metadata={"help": "steps that --anneal takes; default all"})
+    anneal_shape: str = field(default="linear", metadata={"help": "way of --anneal", "choices": ["linear", "geometric"]})
+    anneal_every: int = field(default=1, metadata={"help": "steps between two values of --anneal"})
+    length_schedule: list[str] = field(
+        default_factory=list, metadata={"help": "lengths that blocks are cut into, as step=length: 0=256 100=512 200=1024"}
+    )
+    estimate_only: bool = field(default=False, metadata={"help": "stop after the estimate of time and memory, before the first step"})
+    expect_processes: int | None = field(default=None, metadata={"help": "fail where another number of processes runs"})
+
+    def __post_init__(self) -> None:
+        listed(self, "length_schedule")
+
+
+class Settings(NamedTuple):
+    """All settings of a run."""
+
+    model: ModelArguments
+    data: DataArguments
+    course: CourseArguments
+    training: TrainingArguments
+
+    @property
+    def output(self) -> Path:
+        """The folder that everything goes to."""
+        return Path(self.training.output_dir or DEFAULTS["output_dir"])
+
+    @property
+    def longest(self) -> int:
+        """Tokens in the longest input, or the last position + 1, that the model is to see."""
+        return max(self.data.block_size, *self.data.eval_lengths, self.course.pose_target or 0)
+
+    @property
+    def boundaries(self) -> bool:
+        """Whether the documents of a block are kept apart."""
+        return self.data.boundaries == "respect" or (self.data.boundaries is None and self.course.pose_target is None)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same in a run that goes on from the checkpoints of another."""
+        everything = {**asdict(self.model), **asdict(self.data), **asdict(self.course)}
+        return {name: value for name, value in everything.items() if name not in FREE}
+
+
+def parse(argv: list[str] | None = None) -> Settings:
+    """Flags, those of TrainingArguments among them; before them, a preset or one YAML or JSON file, which they override.
+
+    Raises:
+        ValueError: settings that exclude each other.
+    """
+    kinds = [ModelArguments, DataArguments, CourseArguments, TrainingArguments]
+    # Left out, transformers would start only one process on a machine without accelerators.
+    defaults = {**DEFAULTS, "use_cpu": not torch.accelerator.is_available()}
+    settings = Settings(*parse_command(kinds, "finetune", argv, defaults))
+    if "nll@" in (settings.training.metric_for_best_model or ""):
+        settings.training.greater_is_better = False  # transformers takes every metric whose name does not end with "loss" for a score
+    encoding_options(settings.model)
+    check_course(settings)
+    return settings
+
+
+def check_course(settings: Settings) -> None:
+    """Raise ValueError for schedules that exclude each other."""
+    course, data = settings.course, settings.data
+    if course.pose_target is not None and data.boundaries == "respect":
+        raise ValueError("--pose_target places blocks at positions of its own, so documents cannot be kept apart: use --boundaries cross")
+    if course.pose_target is not None and course.length_schedule:
+        raise ValueError("--pose_target and --length_schedule exclude each other: PoSE trains at one length")
+    if (lengths := read_lengths(course.length_schedule)) and max(lengths.values()) != data.block_size:
+        raise ValueError(
+            f"--length_schedule ends at {max(lengths.values()):,} tokens, --block_size is {data.block_size:,}: make them equal"
+        )
+    if moving := read_anneal(course.anneal):
+        if settings.model.encoding == STOCK:
+            raise ValueError("--anneal moves an option of an encoding: name it with --encoding")
+        if (course.anneal_steps or settings.training.max_steps) < 1:
+            raise ValueError("--anneal needs a number of steps: --anneal_steps or --max_steps")
+        if moving[0] in encoding_options(settings.model):
+            raise ValueError(f"{moving[0]} is given twice: --anneal {course.anneal} says where it starts and ends")
+
+
+def encoding_options(asked: ModelArguments) -> dict[str, Any]:
+    """The keyword arguments of `patch`.
+
+    Raises:
+        ValueError: an unknown encoding, or options for the stock one.
+    """
+    options = dict(parse_option(option) for option in asked.option)
+    options |= {name: value for name in ("factor", "target_length") if (value := getattr(asked, name)) is not None}
+    if asked.layers is not None:
+        options["layers"] = parse_layers(asked.layers)
+    if asked.encoding != STOCK:
+        hf_posenc.describe(asked.encoding)
+    elif options:
+        raise ValueError(f"encoding {STOCK!r} takes no options, got {', '.join(options)}")
+    return options
+
+
+def parse_layers(layers: str) -> str | slice | list[int]:
+    """`3::4` as a slice, `0,3,7` as a list, `all` as it is."""
+    if layers == "all":
+        return layers
+    try:
+        if ":" in layers:
+            return slice(*(int(bound) if bound else None for bound in layers.split(":")))
+        return [int(index) for index in layers.split(",")]
+    except (ValueError, TypeError):
+        raise ValueError(f"--layers {layers!r} is neither 'all', nor a slice such as 3::4, nor indices such as 0,3,7") from None
+
+
+def read_anneal(anneal: str | None) -> tuple[str, float, float] | None:
+    """`factor=1:4` as ("factor", 1.0, 4.0)."""
+    if anneal is None:
+        return None
+    option, _, ends = anneal.partition("=")
+    try:
+        start, end = map(float, ends.split(":"))
+    except ValueError:
+        raise ValueError(f"--anneal {anneal!r} is not of the form option=start:end, such as factor=1:4") from None
+    return option, start, end
+
+
+def read_lengths(schedule: list[str]) -> dict[int, int]:
+    """`["0=256", "100=512"]` as {0: 256, 100: 512}."""
+    try:
+        return {int(step): int(length) for step, length in (entry.split("=") for entry in schedule)}
+    except ValueError:
+        raise ValueError(f"--length_schedule {' '.join(schedule)} is not of the form step=length, such as 0=256 100=512") from None

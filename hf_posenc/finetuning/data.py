@@ -1,0 +1,50 @@
+"""The text of a fine-tuning run, packed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..evaluation.corpus import CorpusError, embedded_corpus, open_dataset, read_texts
+from ..training import pack, unpack
+from .arguments import DataArguments
+
+
+def load_blocks(data: DataArguments, tokenizer: Any, boundaries: bool) -> tuple[Any, Any]:
+    """Blocks to train on, and held-out blocks from the end of the text.
+
+    Raises:
+        CorpusError: there is no text, or not enough of it.
+    """
+    blocks = pack(load_texts(data), tokenizer, data.block_size, data.num_proc, boundaries)
+    wanted = min(len(blocks) * data.block_size // 20, 16384) if data.eval_tokens is None else data.eval_tokens
+    # One block more than the tokens fill, because the last one may be padded.
+    kept = len(blocks) - math.ceil(wanted / data.block_size) - 1
+    if kept < 1:
+        available = unpack(blocks).numel()
+        raise CorpusError(f"the text has {available:,} tokens: not enough for a block of {data.block_size:,} and {wanted:,} held out")
+    test = blocks.select(range(kept, len(blocks)))
+    held_out, longest = unpack(test).numel(), max(data.eval_lengths)
+    if held_out < longest:
+        raise CorpusError(
+            f"only {held_out:,} tokens are held out for the test at {longest:,} tokens; raise --eval_tokens or bring more text"
+        )
+    return blocks.select(range(kept)), test
+
+
+def load_texts(data: DataArguments) -> Any:
+    """The documents, in a column "text"."""
+    from datasets import Dataset, load_dataset
+
+    if data.text and data.dataset:
+        raise ValueError("--text and --dataset exclude each other")
+    if data.text:
+        read_texts(data.text)  # for its error messages; the rows below are cached on disk, and so is what is made from them
+        return load_dataset("text", data_files=data.text, sample_by="document", split="train")
+    if data.dataset is None:
+        return Dataset.from_dict({"text": [embedded_corpus()]})
+    rows = open_dataset(data.dataset, data.dataset_config, data.split)
+    if data.text_column not in rows.column_names:
+        raise CorpusError(f"{data.dataset} has no column {data.text_column!r}; it has: {', '.join(rows.column_names)}")
+    rows = rows.select_columns([data.text_column])
+    return rows if data.text_column == "text" else rows.rename_column(data.text_column, "text")

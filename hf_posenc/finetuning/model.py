@@ -1,0 +1,161 @@
+"""The model of a fine-tuning run: patched, proved to be so, ready to train, and described."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import hf_posenc
+
+from ..patching import patch_of
+from ..training import chunk_loss, separate_documents
+from .arguments import STOCK, ModelArguments, Settings, encoding_options, read_anneal
+
+
+def load_model(path: str, settings: Settings) -> Any:
+    """The model with its new encoding, which must reach the longest input, its loss in chunks, and LoRA adapters where asked for.
+
+    Raises:
+        ValueError: the encoding cannot be had, does not reach that far, or is there already; the model cannot train in the way asked for.
+    """
+    asked = settings.model
+    chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=asked.dtype, **chosen)
+    apply_encoding(model, settings)
+    check_positions(model, settings.longest)
+    claim_length(model, settings.longest)
+    if settings.boundaries:
+        _keep_apart(model)
+    if asked.loss_chunk:
+        _chunk(model, asked.loss_chunk)
+    return model if asked.lora_rank is None else add_lora(model, asked)
+
+
+def apply_encoding(model: Any, settings: Settings) -> None:
+    """Patch the model, and see from what is live in it that this changed something."""
+    asked, moving = settings.model, read_anneal(settings.course.anneal)
+    if asked.encoding == STOCK:
+        return
+    options = encoding_options(asked)
+    if moving:
+        options[moving[0]] = moving[2]  # where the schedule ends: it may begin with what the model has
+    before = hf_posenc.inspect(model).fingerprint
+    hf_posenc.patch(model, asked.encoding, **options)
+    if hf_posenc.inspect(model).fingerprint == before:
+        raise ValueError(
+            f"{asked.encoding!r} is live in the model already (fingerprint {before}): leave --encoding out to train it as it is"
+        )
+
+
+def check_positions(model: Any, length: int) -> None:
+    """Raise ValueError where the model has no position for the last token of the longest input; later it would be a crash."""
+    record = patch_of(model)
+    for placement in record.placements:
+        placement.encoding.check_positions(length - 1)
+    known = cast(Any, record.backbone).config.max_position_embeddings
+    if has_table(record) and not record.placements and length > known:
+        grow = f"--encoding learned --option max_positions={length}"
+        raise ValueError(f"the model has a table of {known} positions and is to see {length} tokens; grow the table with {grow}")
+
+
+def has_table(record: Any) -> bool:
+    """Whether the model came with a learned position table."""
+    return record.architecture.native_table(record.native) is not None
+
+
+def claim_length(model: Any, length: int) -> None:
+    """Let the configuration promise `length` tokens, where a plain RoPE is trained past what it says: evaluators cut inputs there.
+
+    Schemes that extend the context do this themselves, and elsewhere the number is part of how the encoding is built.
+    """
+    record = patch_of(model)
+    config = cast(Any, record.backbone).config
+    plain = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "default"
+    stock = hf_posenc.inspect(model).stock_checkpoint
+    if plain and stock and not has_table(record) and length > config.max_position_embeddings:
+        config.max_position_embeddings = length
+
+
+def _keep_apart(model: Any) -> None:
+    try:
+        separate_documents(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; --boundaries cross does so") from None
+
+
+def _chunk(model: Any, chunk: int) -> None:
+    try:
+        chunk_loss(model, chunk)
+    except ValueError as error:
+        raise ValueError(f"{error}; --loss_chunk 0 trains with the full loss") from None
+
+
+def add_lora(model: Any, asked: ModelArguments) -> Any:
+    """LoRA adapters on the linear layers; the encoding's own parameters are trained and saved in full."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ImportError("--lora_rank needs PEFT: pip install 'hf_posenc[peft]'") from None
+    config = LoraConfig(
+        r=asked.lora_rank or 0,
+        lora_alpha=asked.lora_alpha or 2 * (asked.lora_rank or 0),
+        lora_dropout=asked.lora_dropout,
+        target_modules=asked.lora_targets or "all-linear",
+        modules_to_save=[*learned_modules(model), *asked.lora_also_train] or None,
+        ensure_weight_tying=bool(asked.lora_also_train) and model.config.get_text_config().tie_word_embeddings,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def learned_modules(model: Any) -> list[str]:
+    """Names, on the backbone, of the modules that hold the learned parameters of the encodings."""
+    record = patch_of(model)
+    names = [record.architecture.slot if p.in_table else p.attribute for p in record.placements]
+    return [name for name in names if list(getattr(record.backbone, name).parameters())]
+
+
+def context(model: Any) -> str:
+    """How many tokens the model is for: what its encoding was asked to reach, "any", or what its configuration says."""
+    record = patch_of(model)
+    encodings = [p.encoding for p in record.placements]
+    covered = len({i for p in record.placements for i in p.layers}) == len(record.attentions)
+    lengths = [e.context_length for e in encodings if e.context_length]
+    if not lengths and covered and all(e.any_length and not e.rotary for e in encodings):
+        return "any number of tokens"
+    return f"{max([cast(Any, record.backbone).config.max_position_embeddings, *lengths]):,} tokens"
+
+
+def trained(model: nn.Module) -> dict[str, int]:
+    """Trainable parameters by what they belong to."""
+    counts = dict.fromkeys(("encoding", "LoRA", "embeddings", "norms", "the rest"), 0)
+    kinds = dict(_kinds(model))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts["LoRA" if "lora_" in name else kinds.get(id(parameter), "the rest")] += parameter.numel()
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _kinds(model: Any) -> Iterator[tuple[int, str]]:
+    """Which parameters, by id, belong to norms, embeddings and the encoding; a later entry holds."""
+    record = patch_of(model)
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    tables = [model.get_input_embeddings(), model.get_output_embeddings(), getattr(record.backbone, record.architecture.slot)]
+    learned = [getattr(record.backbone, name) for name in learned_modules(model)]
+    for kind, modules in {"norms": norms, "embeddings": tables, "encoding": learned}.items():
+        for module in modules:
+            yield from ((id(parameter), kind) for parameter in module.parameters())
+
+
+def describe_model(model: Any) -> str:
+    """What is live in the model, what of it is trained, and for how many tokens it will be."""
+    parameters = sum(p.numel() for p in model.parameters())
+    groups = ", ".join(f"{kind} {count:,}" for kind, count in trained(model).items())
+    return (
+        f"{hf_posenc.inspect(model)}\n"
+        f"parameters: {parameters:,}, of which {sum(trained(model).values()):,} are trained ({groups})\n"
+        f"context of the result: {context(model)}"
+    )

@@ -1,0 +1,144 @@
+"""The course of a fine-tuning run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import default_data_collator, set_seed
+
+from ..command import exit_status
+from ..evaluation.demo_model import resolve_model
+from ..evaluation.models import check_tokenizer, load_tokenizer
+from ..evaluation.processes import Processes
+from ..evaluation.result import write_atomically
+from ..training import Anneal, LengthEvaluation, PoSE, ProgressiveLengths, perplexities, unpack
+from .arguments import Settings, encoding_options, parse, read_anneal, read_lengths
+from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
+from .data import load_blocks
+from .estimate import estimate
+from .model import describe_model, load_model
+from .verify import reloads
+
+Prepared = tuple[Settings, CheckpointTrainer, LengthEvaluation]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the recipe; returns the exit status. Once training has begun, only what the user can mend is told in one line."""
+    prepared: list[Prepared] = []
+    if status := exit_status(lambda: prepared.append(prepare(parse(argv)))):
+        return status
+    try:
+        train(*prepared[0])
+        return finish(*prepared[0])
+    except (FloatingPointError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def run(settings: Settings) -> int:
+    """Train, save, load again and compare; the exit status is 1 where the reloaded model is another one."""
+    prepared = prepare(settings)
+    train(*prepared)
+    return finish(*prepared)
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Everything that can go wrong by mistake happens here, before the first step: text, model, encoding, checkpoints."""
+    processes = Processes()
+    processes.expect(settings.course.expect_processes)
+    changes = schedules(settings)
+    check_same_run(settings)
+    path = resolve_model(settings.model.model)
+    tokenizer = load_tokenizer(path)
+    with settings.training.main_process_first(desc="packing"):
+        train_blocks, test_blocks = load_blocks(settings.data, tokenizer, settings.boundaries)
+    set_seed(settings.training.seed)
+    model = load_model(path, settings)
+    check_tokenizer(tokenizer, model)
+    description = describe_model(model)  # --anneal takes the model back to where it starts
+    trainer = make_trainer(settings, model, tokenizer, train_blocks, test_blocks)
+    for change in changes:
+        change.attach(trainer)
+    if processes.main:
+        text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
+        begin(settings, f"{description}\n{text}\n{processes.count} process(es)")
+    return settings, trainer, LengthEvaluation(unpack(test_blocks), settings.data.eval_lengths).attach(trainer)
+
+
+def make_trainer(settings: Settings, model: Any, tokenizer: Any, train_blocks: Any, test_blocks: Any) -> CheckpointTrainer:
+    """The Trainer, with the watch over loss and checkpoints."""
+    tokenizer.model_max_length = max(tokenizer.model_max_length, settings.longest)
+    return CheckpointTrainer(
+        model,
+        settings.training,
+        train_dataset=train_blocks,
+        eval_dataset=test_blocks,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,
+        callbacks=[StopAtNaN(), RecordFiles()],
+    )
+
+
+def begin(settings: Settings, description: str) -> None:
+    """Say what is about to be trained, and keep the settings for a run that goes on from this one."""
+    print(description, flush=True)
+    if not settings.course.estimate_only:
+        write_atomically(settings.output / SETTINGS, json.dumps(settings.identity, indent=1))
+
+
+def schedules(settings: Settings) -> list[Any]:
+    """What goes with training and is to be attached to the Trainer: positions, lengths, an encoding that changes."""
+    course, training = settings.course, settings.training
+    found: list[Any] = []
+    if course.pose_target is not None:
+        found.append(PoSE(course.pose_target, course.pose_chunks, training.seed))
+    if lengths := read_lengths(course.length_schedule):
+        found.append(ProgressiveLengths(lengths))
+    if moving := read_anneal(course.anneal):
+        steps, geometric = course.anneal_steps or training.max_steps, course.anneal_shape == "geometric"
+        options = encoding_options(settings.model)
+        found.append(Anneal(settings.model.encoding, *moving, steps, course.anneal_every, geometric, **options))
+    return found
+
+
+def train(settings: Settings, trainer: CheckpointTrainer, evaluation: LengthEvaluation) -> None:
+    """Estimate what the run will take; then train from the last checkpoint and save, unless only the estimate was asked for."""
+    checkpoint = last_checkpoint(settings)
+    found = estimate(trainer, steps_done(checkpoint))
+    if trainer.is_world_process_zero():
+        print(found or "estimate: none under FSDP and DeepSpeed, which cut the model up when training starts")
+        print(f"going on from {checkpoint}" if checkpoint else "no checkpoint to go on from", flush=True)
+    if settings.course.estimate_only:
+        return
+    if checkpoint and found and not found.micro_batches:
+        trainer.take_up(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    with writing(settings.output):
+        trainer.save_model()
+        trainer.save_state()
+
+
+def finish(settings: Settings, trainer: CheckpointTrainer, evaluation: LengthEvaluation) -> int:
+    """Print what was reached, and the exit status: 1 where the saved model is not the one that was trained."""
+    if settings.course.estimate_only or not trainer.is_world_process_zero():
+        return 0
+    for (name, nats), perplexity in zip(evaluation.last.items(), perplexities(evaluation.last.values()), strict=True):
+        print(f"{name}: {nats:.4f} nats, perplexity {perplexity:.2f}", flush=True)
+    # Without the wrapper that computes in the precision of training: the reloaded model has none.
+    model = cast(Any, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+    with writing(settings.output):
+        folder = whole_model(model, settings.output, trainer.processing_class)
+    return int(not reloads(model, folder, evaluation.ids[None, : evaluation.lengths[0]]))
+
+
+def whole_model(model: Any, folder: Path, tokenizer: Any) -> Path:
+    """Where the complete model lies. LoRA is merged for that: an adapter alone does not carry the encoding of its base."""
+    if not hasattr(model, "merge_and_unload"):
+        return folder
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    return folder / "merged"
