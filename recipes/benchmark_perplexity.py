@@ -51,7 +51,8 @@ class Calls:
     def __init__(self, given: Arguments):
         path = resolve_model(given.model)
         self.given, self.model = given, load(path, "float32", given.device)
-        self.ids = load_tokenizer(path)(embedded_corpus(), return_tensors="pt").input_ids[0]
+        text = embedded_corpus()[: 8 * max(given.tokens, *given.lengths)]
+        self.ids = load_tokenizer(path)(text, return_tensors="pt", verbose=False).input_ids[0]
         self.head = find_head(self.model, self.ids)
         self.nats: dict[str, float] = {}
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import save_tiny
 from torch.testing import assert_close
 
 from hf_posenc.benchmarking import Comparison, Cost, cells, markdown, measure, peak_bytes
@@ -207,3 +208,17 @@ def test_the_calls_are_made_for_each_length():
     made = []
     comparison = Comparison("T", [2, 1], lambda length: made.append(length) or {"stock": lambda: torch.empty(length << 20)})
     assert "1.00" in comparison.run("cpu") and made == [2, 1]
+
+
+def test_the_perplexity_benchmark_compares_the_same_numbers(tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    sizes = ["--lengths", "32", "--window", "16", "--stride", "4", "--tokens", "48", "--repeat", "1"]
+    words = [sys.executable, str(ROOT / "recipes" / "benchmark_perplexity.py"), "--model", str(save_tiny(tmp_path)), *sizes]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    prefix, sliding = ({name for name in table if name} for table in tables(done.stdout).values())
+    assert prefix == {"bare forward", "perplexity", "all logits"}
+    assert sliding == {"loop of the documentation", "perplexity", "decoder alone"}
+    nats = {name: float(value) for name, value in re.findall(r"- (.*): ([\d.]+) nats", done.stdout)}
+    assert nats["perplexity prefix 32"] == pytest.approx(nats["all logits 32"], abs=1e-4)
+    assert nats["perplexity sliding 48"] == pytest.approx(nats["documentation 48"], abs=1e-4)
