@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
-from hf_posenc.evaluation import CorpusError, KeyTokens, embedded_corpus, perplexity
+from hf_posenc.evaluation import CorpusError, Document, Interrupted, KeyTokens, embedded_corpus, perplexity
 from hf_posenc.evaluation.protocols import Window
 from hf_posenc.evaluation.run import batches
 
@@ -268,3 +268,30 @@ def test_what_is_measured_must_be_said(model, tmp_path):
         perplexity(small, tokenizer, "text", lengths=[4])
     with pytest.raises(ValueError, match=r"document 0 has the token \d+, and the model has embeddings of 100"):
         perplexity(small, ids(50), lengths=[4])
+
+
+def test_a_journal_belongs_to_its_text_and_its_settings(model, tmp_path):
+    """An interrupted call must not report documents of another one."""
+    texts = [[ids(40, seed), ids(40, seed + 1), ids(40, seed + 2)] for seed in (10, 20)]
+
+    def stopped(at):
+        seen = []
+
+        def progress(tokens):
+            seen.append(tokens)
+            if len(seen) > at * 2:  # two layers
+                raise KeyboardInterrupt
+
+        return progress
+
+    for documents, done in ((texts[0], 2), (texts[1], 1)):
+        with pytest.raises(Interrupted) as caught:
+            perplexity(model, documents, lengths=[32], journal=tmp_path, progress=stopped(done))
+        assert [each["sha256"] for each in caught.value.result.documents] == [Document("", each).sha256 for each in documents[:done]]
+        assert not caught.value.result.complete
+    whole = perplexity(model, texts[0], lengths=[32])
+    ran = []
+    resumed = perplexity(model, texts[0], lengths=[32], journal=tmp_path, progress=ran.append)
+    assert resumed.scores == whole.scores and resumed.complete
+    assert ran[:2] == [32, 32], "the two that were finished count at once"
+    assert sum(ran) == pytest.approx(96)

@@ -94,8 +94,8 @@ class Measurement:
             if not reason:
                 self.keys[document.sha256] = self.key_tokens.find(stock, document, self.progress, self.journal)
 
-    def open_journal(self, model: Any, run: Run, encoding: str) -> Journal[Record] | None:
-        """That of this encoding; another model, encoding or way to score has another file."""
+    def open_journal(self, model: Any, run: Run, encoding: str, first: Document) -> Journal[Record] | None:
+        """That of this encoding; another model, encoding, text or way to score has another file."""
         if self.journal is None:
             return None
         settings = {
@@ -104,6 +104,7 @@ class Measurement:
             "live": inspect_model(model),
             "weights": weights_digest(model),
             "dtype": str(model.dtype),
+            "first": first.sha256,
             "keys": self.key_tokens and asdict(self.key_tokens),
         }
         return Journal(self.journal / f"{encoding}-{digest(settings)}", Record, self.processes.rank)
@@ -123,9 +124,9 @@ class Measurement:
             Interrupted: Ctrl-C; it carries what was finished.
         """
         run = self.plan_run(model)
-        journal = self.open_journal(model, run, encoding)
-        self.processes.wait()  # all have read the journal before one writes
         first, chosen = self.texts.choose()
+        journal = self.open_journal(model, run, encoding, first)
+        self.processes.wait()  # all have read the journal before one writes
         check_tokens(first, model)
         head = find_head(model, first.input_ids)
         records: list[Record] = []
