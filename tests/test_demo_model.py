@@ -103,7 +103,7 @@ def test_the_demo_model_speaks_english_and_can_be_trained_and_saved(tmp_path):
 
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     assert "Paris" in tokenizer.decode(model.generate(**prompt, max_new_tokens=5, do_sample=False)[0])
-    result = perplexity(model, embedded_corpus()[:8000], [512], tokenizer=tokenizer)
+    result = perplexity(model, tokenizer, embedded_corpus()[:8000], lengths=[512])
     assert 2.0 < result.scores[0].nats < 4.0
     assert result.head == "chunked"
 
