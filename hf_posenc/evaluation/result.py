@@ -8,7 +8,19 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+
+
+class Saved:
+    """A dataclass that goes to disk as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, strings and numbers."""
+        return asdict(cast(Any, self))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result as JSON, atomically. Returns the path."""
+        return write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Saved):
     """One perplexity run: the curve over lengths, and what was measured how, with what.
 
     Args:
@@ -106,14 +118,6 @@ class Result:
     def curve(self) -> dict[int, float]:
         """Perplexity by length."""
         return {score.length: score.perplexity for score in self.scores}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, strings and numbers."""
-        return asdict(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the result as JSON, atomically. Returns the path."""
-        return write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Result:

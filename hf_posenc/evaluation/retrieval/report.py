@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..report import optional
+from ..report import csv_text, optional
 from ..result import write_atomically
 from .result import PasskeyResult
 
@@ -86,8 +84,4 @@ def to_csv(results: Results) -> str:
         for name, result in results.items()
         for cell in result.cells
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..result import write_atomically
+from ..result import Saved
 from .trial import Trial
 
 
@@ -53,7 +53,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class PasskeyResult:
+class PasskeyResult(Saved):
     """One passkey run: the grid over lengths and depths, and what was measured how, with what.
 
     Args:
@@ -119,14 +119,6 @@ class PasskeyResult:
     def grid(self, score: str = "exact") -> dict[tuple[int, float], float]:
         """(length, depth) -> one of the numbers of its cell."""
         return {(cell.length, cell.depth): getattr(cell, score) for cell in self.cells}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, strings and numbers."""
-        return asdict(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the result as JSON, atomically. Returns the path."""
-        return write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> PasskeyResult:
