@@ -505,3 +505,12 @@ def test_two_processes_train_what_one_does(model, text, tmp_path):
     fit(arguments(model, text, tmp_path / "one", *shared, "--per_device_train_batch_size", "4"))
     losses = [[e["loss"] for e in history(tmp_path / name) if "loss" in e] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_ctrl_c_while_training_is_one_line(model, text, tmp_path, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.Trainer.training_step", stop)
+    assert finetuning.main(arguments(model, text, tmp_path / "out", "--encoding", "alibi")) == 130
+    assert capsys.readouterr().err.strip().endswith("the same command goes on from the last checkpoint")

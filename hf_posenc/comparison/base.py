@@ -12,7 +12,7 @@ import hf_posenc
 
 from ..evaluation.demo_model import resolve_model
 from ..evaluation.models import check_tokenizer, load_tokenizer
-from ..patching import patch_of
+from ..evaluation.run import check_position_table
 from .arguments import STOCK, CompareArguments, Variant
 
 
@@ -110,12 +110,8 @@ def weights_digest(model: Any) -> str:
 
 def has_position(model: Any, last: int) -> bool:
     """Whether the position `last` is defined for the model; a stock position table would be read past its end."""
-    record: Any = patch_of(model)
-    if record.placements:
-        try:
-            for placement in record.placements:
-                placement.encoding.check_positions(last)
-        except ValueError:
-            return False
-        return True
-    return record.architecture.native_table(record.native) is None or last < record.backbone.config.max_position_embeddings
+    try:
+        check_position_table(model, last + 1)
+    except ValueError:
+        return False
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback
 
+from ..finetuning.checkpoints import damage
 from .arguments import CompareArguments
 from .data import Rows
 
@@ -110,14 +110,5 @@ def training_arguments(arguments: CompareArguments, seed: int, folder: Path) -> 
 
 def last_checkpoint(folder: Path) -> str | None:
     """The last complete checkpoint; one that the process died in does not count."""
-    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if is_complete(path)}
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if damage(path) is None}
     return str(found[max(found)]) if found else None
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether all of it was written: `Trainer` writes its state last."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

@@ -66,9 +66,13 @@ class PerplexityArguments(ModelArguments):
     def how(self) -> dict[str, Any]:
         """Arguments of `perplexity` that have the same name here."""
         names = ("lengths", "protocol", "bos", "min_tokens", "max_tokens", "pass_tokens", "batch_tokens", "chunk", "last_k")
-        keys = KeyTokens(short=self.key_short, stride=self.key_short // 4) if self.key_tokens else False
         same = {name: getattr(self, name) for name in names}
-        return {**same, "count": self.documents, "key_tokens": keys, **self.protocol_options}
+        return {**same, "count": self.documents, "key_tokens": self.keys or False, **self.protocol_options}
+
+    @property
+    def keys(self) -> KeyTokens | None:
+        """How key tokens are chosen; None where they are not asked for."""
+        return KeyTokens(short=self.key_short, stride=self.key_short // 4) if self.key_tokens else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,7 +127,8 @@ class Curves(SideBySide[Result]):
             protocol = create_protocol(asked.protocol, **asked.protocol_options)
             run = Run.of(self.model, protocol, asked.lengths, pass_tokens=asked.pass_tokens)
         first = next(stream(self.corpus, self.tokenizer, asked.bos, asked.max_tokens))
-        return run.tokens(max(len(first), run.longest)) * -(-number // self.processes.count)
+        each = run.tokens(max(len(first), run.longest)) + (asked.keys.of(self.model).tokens(len(first)) if asked.keys else 0)
+        return each * -(-number // self.processes.count)
 
     def report(self, results):
         """The table, perplexity.csv and perplexity.png."""

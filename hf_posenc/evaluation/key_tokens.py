@@ -71,10 +71,11 @@ class KeyTokens:
         self, model: Any, document: Document, progress: Progress | None = None, folder: str | os.PathLike | None = None
     ) -> torch.Tensor:
         """[T] bool, True at key tokens. With a folder, what was found before is taken from there."""
-        file = (
-            None if folder is None else Path(folder) / f"{document.sha256}-{digest({**asdict(self), 'weights': weights_digest(model)})}.npy"
-        )
+        settings = {**asdict(self), "weights": weights_digest(model), "dtype": str(model.dtype)}
+        file = None if folder is None else Path(folder) / f"keys-{document.sha256}-{digest(settings)}.npy"
         if file is not None and file.exists():
+            if progress is not None:
+                progress(self.tokens(len(document)))
             return torch.from_numpy(np.load(file))
         long, short = (nats(model, run, document, progress) for run in self.runs())
         keys = torch.zeros(len(document), dtype=torch.bool)

@@ -184,7 +184,8 @@ def check_position_table(model: Any, length: int) -> None:
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not tokens]
     if rows is not None and length > rows and any(0 <= table.num_embeddings - rows <= 2 for table in tables):
         raise ValueError(
-            f"the model has a table of {rows:,} positions and {length:,} were asked for: ask for shorter lengths, or patch it first"
+            f"the model has a table of {rows:,} positions and {length:,} were asked for: ask for shorter lengths, or patch it first; "
+            f"the encoding 'learned' with max_positions={length} grows the table"
         )
     for encoding in live_encodings(model):
         encoding.check_positions(length - 1)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_posenc
 
+from ..evaluation.run import check_position_table
 from ..patching import patch_of
 from ..training import chunk_loss, separate_documents
 from .arguments import STOCK, ModelArguments, Settings, encoding_options, read_anneal
@@ -25,7 +26,7 @@ def load_model(path: str, settings: Settings) -> Any:
     chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
     model = AutoModelForCausalLM.from_pretrained(path, dtype=asked.dtype, **chosen)
     apply_encoding(model, settings)
-    check_positions(model, settings.longest)
+    check_position_table(model, settings.longest)
     claim_length(model, settings.longest)
     if settings.boundaries:
         _keep_apart(model)
@@ -48,17 +49,6 @@ def apply_encoding(model: Any, settings: Settings) -> None:
         raise ValueError(
             f"{asked.encoding!r} is live in the model already (fingerprint {before}): leave --encoding out to train it as it is"
         )
-
-
-def check_positions(model: Any, length: int) -> None:
-    """Raise ValueError where the model has no position for the last token of the longest input; later it would be a crash."""
-    record = patch_of(model)
-    for placement in record.placements:
-        placement.encoding.check_positions(length - 1)
-    known = cast(Any, record.backbone).config.max_position_embeddings
-    if has_table(record) and not record.placements and length > known:
-        grow = f"--encoding learned --option max_positions={length}"
-        raise ValueError(f"the model has a table of {known} positions and is to see {length} tokens; grow the table with {grow}")
 
 
 def has_table(record: Any) -> bool:

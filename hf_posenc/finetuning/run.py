@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from transformers import default_data_collator, set_seed
 
-from ..command import exit_status
+from ..command import INTERRUPTED, exit_status
 from ..evaluation.demo_model import resolve_model
 from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.processes import Processes
@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except (FloatingPointError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
 
 
 def run(settings: Settings) -> int:
