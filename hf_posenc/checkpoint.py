@@ -1,97 +1,20 @@
-"""Saving a patched model, and loading it again through the Auto classes of transformers.
-
-Where transformers knows the scheme, the saved checkpoint is a stock one and nothing here is involved. Elsewhere the
-checkpoint gets a model type of its own. It holds the configuration of the model and the encodings; the Auto classes find
-it through their registries once `hf_posenc` is imported, and everything else refuses it.
-"""
+"""Loading a checkpoint of a patched model: the Auto classes find `PosencConfig` in their registries once `hf_posenc` is imported."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _get_model_class
 
 from .architectures.base import RotarySlot
 from .encodings import PositionalEncoding
+from .patching import Request, apply, patch_of
+from .patching.saving import PosencConfig
 
-if TYPE_CHECKING:
-    from .record import Patch
-
-NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use AutoModelForCausalLM"
-OF_ANY_MODEL = ("return_unused_kwargs", "attn_implementation", "experts_implementation", "dtype", "torch_dtype", "name_or_path")
-"""Options of `from_pretrained` about a configuration as such; the others mean the configuration of the model."""
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
-
-
-class PosencConfig(PretrainedConfig):
-    """Configuration of a checkpoint that transformers alone must not load.
-
-    Args:
-        base_model_type: model type of the model.
-        base_config: its configuration, as before any patch. It names no model type of its own: model classes look for
-            theirs in nested configurations, and would load what they find.
-        positional_encoding: the requests to repeat on it, each with name, options and layers.
-        vocab_size: a notice where every model class wants a number, so that none of them loads a wrong model.
-    """
-
-    model_type = "hf_posenc"
-    base_model_type: str = ""
-    base_config: dict[str, Any] | None = None
-    positional_encoding: list[dict[str, Any]] | None = None
-    vocab_size: int | str = NOTICE
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; what the caller overrides (`num_labels`, `use_cache` ...) is overridden in the model's configuration."""
-        if config_dict.get("base_config") and config_dict.get("base_model_type"):
-            own = {k: kwargs.pop(k) for k in OF_ANY_MODEL if k in kwargs}
-            base_class = CONFIG_MAPPING[config_dict["base_model_type"]]
-            base, unused = base_class.from_dict(dict(config_dict["base_config"]), return_unused_kwargs=True, **kwargs)
-            entries = {k: v for k, v in base.to_dict().items() if k != "model_type"}
-            config_dict, kwargs = config_dict | {"base_config": entries}, own | unused
-        return super().from_dict(config_dict, **kwargs)
-
-    def model_config(self) -> PretrainedConfig:
-        """The configuration of the model itself."""
-        if not self.base_config or not self.positional_encoding:
-            raise ValueError("the checkpoint names no base_config or no positional_encoding; its config.json is damaged")
-        config = AutoConfig.for_model(self.base_model_type, **self.base_config)
-        config._attn_implementation = self._attn_implementation
-        config._experts_implementation = self._experts_implementation
-        config.dtype = self.dtype
-        return config
-
-
-class SavePretrained:
-    """`save_pretrained` of a patched model, or of the backbone in it: that of its class, under a configuration that says what it is."""
-
-    def __init__(self, patch: Patch, model: PreTrainedModel):
-        self.patch, self.model = patch, model
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        model = self.model
-        live = model.config
-        model.config = saved_config(self.patch, model)
-        try:
-            return type(model).save_pretrained(model, *args, **kwargs)
-        finally:
-            model.config = live
-
-
-def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
-    """The configuration that a patched model, or the backbone in it, is saved with."""
-    base = patch.native_config()
-    base.architectures = [type(model).__name__]
-    requests = []
-    for placement in patch.placements:
-        if (entry := dataclasses.asdict(placement.request)) not in requests:
-            requests.append(entry)
-    entries = base.to_dict()
-    return PosencConfig(base_model_type=entries.pop("model_type"), base_config=entries, positional_encoding=requests)
 
 
 class Loader:
@@ -128,9 +51,6 @@ def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> 
 
 
 def _repeat(model: PreTrainedModel, config: PosencConfig) -> None:
-    from .patching import apply, patch_of
-    from .record import Request
-
     # transformers builds on the meta device; frequencies and slopes are numbers all the same.
     for entry in config.positional_encoding or []:
         with torch.device("cpu"):

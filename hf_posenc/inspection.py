@@ -14,8 +14,7 @@ from torch import nn
 from .architectures.base import ZeroTable
 from .encodings import ENCODINGS, options_of
 from .encodings.base import STAGES
-from .patching import patch_of
-from .record import Patch, Placement
+from .patching import Patch, Placement, patch_of
 
 
 def list_encodings() -> list[str]:
@@ -175,7 +174,7 @@ def _without(record: Patch) -> tuple[int, ...]:
     everywhere = any(p.encoding.has("embed") for p in working)
     patched = {i for p in record.placements for i in p.layers}
     reached = {i for p in working for i in p.layers}
-    table_off = isinstance(getattr(record.backbone, record.architecture.slot), ZeroTable)
+    table_off = isinstance(record.slot, ZeroTable)
     return tuple(
         i
         for i, attention in enumerate(record.attentions)
@@ -185,13 +184,13 @@ def _without(record: Patch) -> tuple[int, ...]:
 
 def _held(record: Patch, p: Placement) -> nn.Module:
     """The module that works for a placement now: training may have changed it, and PEFT may have wrapped it."""
-    return getattr(record.backbone, record.architecture.slot if p.in_table else p.attribute)
+    return record.slot if p.in_table else getattr(record.backbone, p.attribute)
 
 
 def _fingerprint(record: Patch) -> str:
     """Hash of every live number: what the native slot and the layers with a slot of their own hold, and the encodings beside them."""
     digest = hashlib.sha256()
-    for module in getattr(record.backbone, record.architecture.slot).modules():
+    for module in record.slot.modules():
         _digest(digest, module)
     for layer, attention in enumerate(record.attentions):
         if "posenc_rotary" in attention._modules:

@@ -36,6 +36,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import hf_posenc
 from hf_posenc.benchmarking import Call, Comparison
 from hf_posenc.command import exit_status, listed, parse, parse_option
+from hf_posenc.compat import CACHE
 from hf_posenc.encodings.base import ENCODINGS, products
 from hf_posenc.evaluation.measure import versions
 
@@ -172,7 +173,7 @@ def decoding_call(model, length: int) -> Call:
     """The next token after `length` tokens in the cache, which grows with each call."""
     ids = tokens(model, length)
     cache = model.base_model(ids, use_cache=True).past_key_values
-    return lambda: model.base_model(ids[:, :1], past_key_values=cache, use_cache=True)
+    return lambda: model.base_model(ids[:, :1], **{CACHE: cache}, use_cache=True)
 
 
 def encoding_of(model) -> hf_posenc.PositionalEncoding:

@@ -14,8 +14,7 @@ import hf_posenc
 from hf_posenc.encodings import ENCODINGS, register
 from hf_posenc.encodings.base import products
 from hf_posenc.encodings.rotary.rope import RoPE
-from hf_posenc.patching import apply, patch_of
-from hf_posenc.record import Request
+from hf_posenc.patching import Request, apply, patch_of
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 IDS = torch.randint(3, 60, (2, 17), generator=torch.Generator().manual_seed(5))

@@ -13,8 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
-from hf_posenc.patching import apply, patch_of
-from hf_posenc.record import Request
+from hf_posenc.patching import Request, apply, patch_of
 
 every_architecture = pytest.mark.parametrize("arch", list(ARCHITECTURES))
 every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())

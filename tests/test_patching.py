@@ -107,18 +107,18 @@ def test_bad_input_keeps_the_patch_that_was_there(name, arguments, match, ids):
 
 def test_a_patch_that_fails_halfway_leaves_no_trace(ids, monkeypatch):
     """An error in the last step of all, after modules and hooks are in."""
-    from hf_posenc.record import Patch
+    from hf_posenc.patching import installing
 
     model = hf_posenc.patch(tiny_model("llama"), "t5")
     logits, stock, before = model(ids).logits, tiny_model("llama"), snapshot(model)
-    clean, configure, failures = snapshot(stock), Patch._configure, [RuntimeError("out of luck")]
+    clean, configure, failures = snapshot(stock), installing.configure, [RuntimeError("out of luck")]
 
-    def fail_once(self, config):
+    def fail_once(record, config):
         if failures:
             raise failures.pop()
-        configure(self, config)
+        configure(record, config)
 
-    monkeypatch.setattr(Patch, "_configure", fail_once)
+    monkeypatch.setattr(installing, "configure", fail_once)
     with pytest.raises(RuntimeError, match="out of luck"):
         hf_posenc.patch(model, "alibi")
     before.pop("modules")  # the module in the slot is built again, with the same numbers
@@ -299,8 +299,7 @@ def test_native_rope_on_some_layers_is_the_stock_model(arch, ids):
 @pytest.mark.parametrize("layer", [0, 1])
 @torch.no_grad()
 def test_some_layers_in_both_modes(arch, layer, batch):
-    from hf_posenc.patching import apply
-    from hf_posenc.record import Request
+    from hf_posenc.patching import Request, apply
 
     native, other = tiny_model(arch), tiny_model(arch)
     hf_posenc.patch(native, "linear", factor=4.0, layers=layer)
@@ -670,11 +669,15 @@ def test_generation_from_embeddings_and_in_chunks(arch, name, batch):
 def test_virtual_tokens(kind, name, ids):
     """Tokens that PEFT puts before the text, as embeddings or in the cache, move it along."""
     peft = pytest.importorskip("peft")
-    model = hf_posenc.patch(tiny_model("llama"), name, **options_for(name))
-    model = peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
-    generated = model.generate(input_ids=ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    again = model(input_ids=generated[:, :-1]).logits[:, -6:].argmax(-1)
-    assert torch.equal(again, generated[:, -6:])
+
+    def generates_as_it_evaluates(model):
+        model = peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+        generated = model.generate(input_ids=ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        return torch.equal(model(input_ids=generated[:, :-1]).logits[:, -6:].argmax(-1), generated[:, -6:])
+
+    if not generates_as_it_evaluates(tiny_model("llama")):
+        pytest.skip("the installed PEFT and transformers lose virtual tokens of a stock model too")
+    assert generates_as_it_evaluates(hf_posenc.patch(tiny_model("llama"), name, **options_for(name)))
 
 
 def test_a_model_that_shares_the_config_object_is_unaffected():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from transformers import Cache
 
 from ..encodings import PositionalEncoding
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
+    """The KV cache among the arguments of a call: its name differs between families and versions of transformers."""
+    return next((x for x in arguments.values() if isinstance(x, Cache)), None)
 
 
 def changes_keys(encoding: PositionalEncoding) -> bool:

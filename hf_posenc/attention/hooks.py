@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
+from transformers import Cache
 
+from ..encodings import PositionalEncoding
 from .cached import EncodedKeys, no_continuous_batching
 from .entry import PREFIX
 from .positions import resolve
 
-if TYPE_CHECKING:
-    from ..record import Patch
+
+class Placed(Protocol):
+    """An encoding in a backbone: under `attribute`, unless the native slot of the family holds it."""
+
+    encoding: PositionalEncoding
+    attribute: str
+    native: bool
 
 
 class BackbonePositions:
-    """Before a backbone runs: settle the positions, and let input encodings act on the embeddings."""
+    """Before a backbone runs: settle the positions, and let input encodings act on the embeddings.
 
-    def __init__(self, patch: Patch, names: list[str]):
-        self.patch, self.names = patch, names
+    Args:
+        names: of the arguments of the backbone's `forward`.
+        placements: the encodings in it.
+        change_backend: called when the user has set another attention implementation; None where no encoding acts in the attention.
+    """
+
+    def __init__(self, names: list[str], placements: Sequence[Placed], change_backend: Callable[[str], None] | None):
+        self.names, self.placements, self.change_backend = names, placements, change_backend
 
     def __call__(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs
-        if any(p.in_attention for p in self.patch.placements):
-            self._keep_attention(backbone)
-            if kwargs.get("cache") is not None:  # a paged one, from a manager older than the patch
+        if self.change_backend is not None:
+            self._keep_attention(backbone, self.change_backend)
+            if not isinstance(kwargs.get("cache"), Cache | None):  # a paged one, from a manager older than the patch
                 no_continuous_batching()
         kwargs["position_ids"] = pos = resolve(kwargs)
-        for placement in self.patch.placements:
+        for placement in self.placements:
             encoding = placement.encoding
             if not encoding.any_length and not torch.compiler.is_compiling():
                 encoding.check_positions(int(pos.max()))
@@ -40,11 +54,11 @@ class BackbonePositions:
         x = backbone.get_input_embeddings()(ids) if x is None else x
         return encoding.embed(x, pos.expand(x.shape[0], -1))
 
-    def _keep_attention(self, backbone: Any) -> None:
+    def _keep_attention(self, backbone: Any, change: Callable[[str], None]) -> None:
         """A user who changes the attention backend of a patched model means the backend, not the loss of the encoding."""
         chosen = backbone.config._attn_implementation or "eager"
         if not chosen.startswith(PREFIX):
-            self.patch.change_backend(chosen)
+            change(chosen)
 
 
 class LayerRotation:
@@ -66,12 +80,9 @@ class LayerRotation:
 class CachedKeys:
     """Before the attention of one layer: let what it puts into the KV cache pass through its encoding."""
 
-    names = ("past_key_values", "layer_past")
-    """What the families call the cache."""
-
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         site = attention.posenc_site
-        held = {name: kwargs[name] for name in self.names if kwargs.get(name) is not None}
+        held = {name: x for name, x in kwargs.items() if isinstance(x, Cache)}
         site.cached = bool(held)
         for name, cache in held.items():
             cache = getattr(cache, "self_attention_cache", cache)  # of an `EncoderDecoderCache`

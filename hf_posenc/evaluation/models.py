@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import hf_posenc
-
+from .. import inspection, patching
 from ..command import listed, parse_option
 from ..encodings import PositionalEncoding
-from ..patching import patch_of
 from .corpus import Document
 from .demo_model import resolve_model
 
@@ -57,7 +55,7 @@ def plan_options(arguments: ModelArguments) -> dict[str, dict[str, Any]]:
     """The options of each encoding: of those given, the ones it takes. One that none of them takes is an error."""
     given = dict(parse_option(option) for option in arguments.option)
     given |= {name: value for name in ("factor", "target_length") if (value := getattr(arguments, name)) is not None}
-    takes: dict[str, Any] = {name: () if name == STOCK else hf_posenc.describe(name).options for name in arguments.encoding}
+    takes: dict[str, Any] = {name: () if name == STOCK else inspection.describe(name).options for name in arguments.encoding}
     for option in given:
         if not any(option in options for options in takes.values()):
             known = "; ".join(f"{name}: {', '.join(options) or 'none'}" for name, options in takes.items())
@@ -103,7 +101,7 @@ def load(path: str, dtype: str = "auto", device: str = "auto", attn_implementati
 def inspect_model(model: Any) -> tuple[str | None, str | None]:
     """Fingerprint and description of the live positional encoding; (None, None) for an architecture hf_posenc does not know."""
     try:
-        found = hf_posenc.inspect(model)
+        found = inspection.inspect(model)
     except (ValueError, TypeError, NotImplementedError):
         return None, None
     return found.fingerprint, str(found)
@@ -112,7 +110,7 @@ def inspect_model(model: Any) -> tuple[str | None, str | None]:
 def live_encodings(model: Any) -> list[PositionalEncoding]:
     """The encodings of hf_posenc that are live in the model; none in a stock one or one of an architecture it does not know."""
     try:
-        return [placement.encoding for placement in patch_of(model).placements]
+        return [placement.encoding for placement in patching.patch_of(model).placements]
     except (ValueError, TypeError, NotImplementedError):
         return []
 
@@ -123,7 +121,7 @@ def plan_of(encodings: str | Iterable[str] | Mapping[str, Mapping[str, Any]]) ->
     plan = {name: dict(encodings[name]) if isinstance(encodings, Mapping) else {} for name in names}
     for name in plan:
         if name != STOCK:
-            hf_posenc.describe(name)
+            inspection.describe(name)
     return plan
 
 
@@ -145,7 +143,7 @@ def check_live(model: Any, plan: Plan) -> dict[str, str | None]:
 @contextmanager
 def encoded(model: Any, name: str, options: Mapping[str, Any]) -> Iterator[None]:
     """The model with this encoding, for the length of the block."""
-    with nullcontext() if name == STOCK else hf_posenc.patched(model, name, **options):
+    with nullcontext() if name == STOCK else patching.patched(model, name, **options):
         yield
 
 

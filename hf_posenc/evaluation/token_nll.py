@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from ..compat import CACHE
+
 Progress = Callable[[float], None]
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -110,7 +112,7 @@ def passes(model: Any, inputs: torch.Tensor, head: Head | None, offset: int, pas
     if pass_tokens is None or pass_tokens >= inputs.shape[1]:
         yield 0, run(model, inputs, **positions)
         return
-    cache = {"past_key_values": DynamicCache(config=model.config.get_text_config()), "use_cache": True}
+    cache = {CACHE: DynamicCache(config=model.config.get_text_config()), "use_cache": True}
     for start in range(0, inputs.shape[1], pass_tokens):
         yield start, run(model, inputs[:, start : start + pass_tokens], **cache)
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from ..compat import CACHE
 from ..evaluation.token_nll import Head, decode, evaluating, find_head, input_device, output_head
 from .packing import IGNORED
 
@@ -130,7 +131,7 @@ def _with_loss(
     states = model.get_decoder()(**inputs)
     targets = shift(labels) if shift_labels is None else shift_labels
     loss = chunked_cross_entropy(output_head(model), states.last_hidden_state, targets, getattr(model, CHUNK), num_items_in_batch)
-    kept = {name: states.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+    kept = {name: states.get(name) for name in (CACHE, "hidden_states", "attentions")}
     return CausalLMOutputWithPast(loss=loss, **kept)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import create_masks_for_generate
 
+from ..attention.cached import cache_in
 from ..evaluation.corpus import CorpusError
 from ..evaluation.token_nll import evaluating, input_device
 
@@ -142,8 +143,7 @@ class DocumentMasks:
 
     def __call__(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
-        given = [name for name in ("attention_mask", "past_key_values") if kwargs.get(name) is not None]
-        if not given and kwargs.get("position_ids") is not None:
+        if kwargs.get("attention_mask") is None and cache_in(kwargs) is None and kwargs.get("position_ids") is not None:
             kwargs["attention_mask"] = self._masks(decoder, **kwargs)
         return (), kwargs
 

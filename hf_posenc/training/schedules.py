@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, default_data_collator
 
-import hf_posenc
-
-from ..encodings import ENCODINGS, Geometry, PositionalEncoding
-from ..patching import patch_of
+from .. import inspection, patching
+from ..encodings import ENCODINGS, Geometry, PositionalEncoding, create
 
 
 class Anneal(TrainerCallback):
@@ -49,7 +47,7 @@ class Anneal(TrainerCallback):
         self._check()
 
     def _check(self) -> None:
-        known = hf_posenc.describe(self.encoding).options
+        known = inspection.describe(self.encoding).options
         if self.option not in known:
             raise ValueError(f"{self.encoding!r} has no option {self.option!r}; it has: {', '.join(known) or 'none'}")
         if self.steps < 1 or self.every < 1:
@@ -85,10 +83,10 @@ class Anneal(TrainerCallback):
         for value in sorted({self.value(step) for step in range(self.steps + 1)}):
             self._build(model, value)
         before = {id(parameter) for parameter in model.parameters()}
-        with hf_posenc.patched(model, self.encoding, **self._arguments(self.start)):
-            start = hf_posenc.inspect(model).fingerprint
-        with hf_posenc.patched(model, self.encoding, **self._arguments(self.end)):
-            end, after = hf_posenc.inspect(model).fingerprint, {id(parameter) for parameter in model.parameters()}
+        with patching.patched(model, self.encoding, **self._arguments(self.start)):
+            start = inspection.inspect(model).fingerprint
+        with patching.patched(model, self.encoding, **self._arguments(self.end)):
+            end, after = inspection.inspect(model).fingerprint, {id(parameter) for parameter in model.parameters()}
         if start == end:
             raise ValueError(f"{self.name} from {self.start} to {self.end} changes nothing in this model (fingerprint {start})")
         if trainer.optimizer is not None and before != after:
@@ -116,19 +114,19 @@ class Anneal(TrainerCallback):
         """Patch where the value is a new one, see from what is live in the model that this changed something, and say whether it did."""
         if value == self.live:
             return False
-        before = hf_posenc.inspect(model).fingerprint
-        hf_posenc.patch(model, self.encoding, **self._arguments(value))
-        if self.live is not None and hf_posenc.inspect(model).fingerprint == before and self._differ(model, self.live, value):
+        before = inspection.inspect(model).fingerprint
+        patching.patch(model, self.encoding, **self._arguments(value))
+        if self.live is not None and inspection.inspect(model).fingerprint == before and self._differ(model, self.live, value):
             raise ValueError(f"{self.name} went from {self.live} to {value}, but nothing in the model changed (fingerprint {before})")
         self.live = value
         return True
 
     def _build(self, model: Any, value: float) -> list[PositionalEncoding]:
         """The encoding at `value`, apart from the model, for each of its native geometries."""
-        record = patch_of(model)
+        record = patching.patch_of(model)
         options = {name: option for name, option in self._arguments(value).items() if name != "layers"}
         groups = {record.group(layer) for layer in range(len(record.attentions))}
-        return [hf_posenc.create(self.encoding, record.geometry(group), **options) for group in groups]
+        return [create(self.encoding, record.geometry(group), **options) for group in groups]
 
     def _differ(self, model: Any, one: float, other: float) -> bool:
         """Whether two values mean different frequencies; some options move them in steps only (`partial` counts whole pairs)."""
@@ -141,7 +139,7 @@ def has_parameters(name: str, arguments: dict[str, Any]) -> bool:
     """Whether an encoding learns; False also where only a real model can tell whether these arguments are possible."""
     options = {option: value for option, value in arguments.items() if option != "layers"}
     try:
-        return bool(list(hf_posenc.create(name, Geometry(64, 4), **options).parameters()))
+        return bool(list(create(name, Geometry(64, 4), **options).parameters()))
     except ValueError:
         return False
 

@@ -200,7 +200,7 @@ def test_a_schedule_that_reaches_nothing_is_refused(tmp_path):
 def test_a_change_that_does_not_reach_the_model_stops_the_run(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path)
     Anneal("rope", "theta", 4.0, 8.0, steps=3).attach(trainer)
-    monkeypatch.setattr(hf_posenc, "patch", lambda model, *args, **options: model)
+    monkeypatch.setattr(hf_posenc.patching, "patch", lambda model, *args, **options: model)
     with pytest.raises(ValueError, match=r"from 4.0 to 5.3.*nothing in the model changed"):
         trainer.train()
 

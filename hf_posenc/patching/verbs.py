@@ -11,11 +11,13 @@ from typing import Any, TypeVar, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from .architectures import ARCHITECTURES, Architecture
-from .architectures.base import forward_is_foreign
-from .encodings import ENCODINGS
-from .encodings.base import STAGES
-from .record import RECORD, Patch, Placement, Request, attribute_name
+from ..architectures import ARCHITECTURES, Architecture
+from ..architectures.base import forward_is_foreign
+from ..encodings import ENCODINGS
+from ..encodings.base import STAGES
+from .installing import extend_to, replace, uninstall
+from .placing import check_backend, placed
+from .record import RECORD, Patch, Request, attribute_name
 
 Model = TypeVar("Model", bound=nn.Module)
 Layers = None | str | int | slice | Sequence[int]
@@ -58,23 +60,10 @@ def apply(record: Patch, request: Request, native_slot: bool = True) -> None:
     """
     before = record.placements
     kept = [p for p in before if not set(p.request.layers) & set(request.layers)]
-    after = [*kept, *record.placed(request, len(kept), native_slot)]
+    after = [*kept, *placed(record, request, len(kept), native_slot)]
     after = [dataclasses.replace(p, attribute=attribute_name(i)) for i, p in enumerate(after)]
-    record.check_backend(record.live_backend, after)
-    _replace(record, before, after)
-
-
-def _replace(record: Patch, before: list[Placement], after: list[Placement]) -> None:
-    """Swap one list of placements for another; if that fails, the first is back."""
-    if before:
-        record.uninstall()
-    try:
-        if after:
-            record.install(after)
-    except BaseException:
-        if before:
-            record.install(before)
-        raise
+    check_backend(record.live_backend, after)
+    replace(record, before, after)
 
 
 def unpatch(model: Model) -> Model:
@@ -87,7 +76,7 @@ def unpatch(model: Model) -> Model:
     if record.placements:
         if record.native_is_gone:
             record.architecture.fresh(record.native, record.native_config())
-        record.uninstall()
+        uninstall(record)
     return model
 
 
@@ -101,7 +90,7 @@ def patched(model: Model, name: str, *, layers: Layers = None, **options: Any) -
         yield model
     finally:
         record = patch_of(model)
-        _replace(record, record.placements, before)
+        replace(record, record.placements, before)
 
 
 def patch_of(model: nn.Module) -> Patch:
@@ -119,7 +108,7 @@ def patch_of(model: nn.Module) -> Patch:
     backbone = architecture.backbone(base)
     live = backbone.__dict__.get(RECORD)
     if live is not None:
-        return live.extend_to(base)
+        return extend_to(live, base)
     record = Patch(base, architecture, backbone)
     _check_model(record)
     return record

@@ -1,0 +1,152 @@
+"""Doing and undoing in the modules of one model."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..architectures.base import Group, RotarySlot
+from ..attention.cached import changes_keys, no_continuous_batching
+from ..attention.entry import PREFIX, EncodingSite
+from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation
+from ..encodings import PositionalEncoding
+from .configuration import configure, own_config, restore, stock_config
+from .placing import check_backend
+from .record import RECORD, Patch, Placement
+from .saving import save_as_patched
+
+
+def replace(record: Patch, before: list[Placement], after: list[Placement]) -> None:
+    """Swap one list of placements for another; if that fails, the first is back."""
+    if before:
+        uninstall(record)
+    try:
+        if after:
+            install(record, after)
+    except BaseException:
+        if before:
+            install(record, before)
+        raise
+
+
+def install(record: Patch, placements: list[Placement]) -> None:
+    """Put the placements in. An error leaves the model as `uninstall` does."""
+    try:
+        _install(record, placements)
+    except BaseException:
+        uninstall(record)
+        raise
+
+
+def _install(record: Patch, placements: list[Placement]) -> None:
+    backbone, architecture = record.backbone, record.architecture
+    if RECORD not in backbone.__dict__:
+        own_config(record.model, backbone.config)
+    record.placements = placements
+    wants = {i: p.encoding if p.native else None for p in placements for i in p.layers}
+    contents, alone = architecture.slot_contents(backbone, wants)
+    config = stock_config(record, contents, alone)
+    record.stock = config is not None
+    setattr(backbone, RECORD, record)
+    setattr(backbone, architecture.slot, _slot(record, contents))
+    for placement in placements:
+        _put_in(record, placement)
+    for i in alone:
+        _rotate_alone(record, i, wants[i])
+    _hook_backbone(record)
+    if any(p.in_attention for p in placements) and hasattr(record.model, "init_continuous_batching"):
+        cast(Any, record.model).init_continuous_batching = no_continuous_batching
+    configure(record, config)
+    save_as_patched(record)
+
+
+def _slot(record: Patch, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
+    """What goes into the native slot."""
+    for placement in record.placements:
+        if placement.table is not None:
+            return placement.table.to(record.device, record.embedding.dtype)
+    return record.architecture.holding(record.native, contents) if contents else record.native
+
+
+def _put_in(record: Patch, placement: Placement) -> None:
+    if not placement.in_table:
+        record.backbone.add_module(placement.attribute, placement.encoding.to(record.device))
+    if placement.in_attention:
+        for attention in (record.attentions[i] for i in placement.layers):
+            attention.posenc_site = EncodingSite(record.backbone, placement.attribute)
+            if changes_keys(placement.encoding):
+                record.handles.append(attention.register_forward_pre_hook(CachedKeys(), with_kwargs=True))
+
+
+def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None) -> None:
+    """Serve one layer where its neighbours keep other frequencies."""
+    attention, group = record.attentions[layer], record.group(layer)
+    if encoding is not None:
+        attention.add_module("posenc_rotary", RotarySlot(record.native, {group: encoding}))
+    record.handles.append(attention.register_forward_pre_hook(LayerRotation(group), with_kwargs=True))
+
+
+def _hook_backbone(record: Patch) -> None:
+    if any(not p.native or p.in_table for p in record.placements):
+        names = list(inspect.signature(type(record.backbone).forward).parameters)[1:]
+        in_attention = any(p.in_attention for p in record.placements)
+        hook = BackbonePositions(names, record.placements, partial(change_backend, record) if in_attention else None)
+        record.handles.append(record.backbone.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def change_backend(record: Patch, backend: str) -> None:
+    """Follow a user who sets another attention implementation on a patched model.
+
+    Raises:
+        ValueError: it cannot carry one of the placements.
+    """
+    check_backend(backend, record.placements)
+    record.backbone.config._attn_implementation = PREFIX + backend
+
+
+def extend_to(record: Patch, model: PreTrainedModel) -> Patch:
+    """The same patch, seen from the model around a backbone that was patched on its own."""
+    if model is not record.model and model.base_model is record.model:
+        record.model = model
+        model.config = record.backbone.config
+        save_as_patched(record)
+    return record
+
+
+def uninstall(record: Patch) -> None:
+    """Put everything back; what was never done is skipped."""
+    for handle in record.handles:
+        handle.remove()
+    record.handles.clear()
+    for attention in record.attentions:
+        attention.__dict__.pop("posenc_site", None)
+        attention._modules.pop("posenc_rotary", None)
+    for placement in record.placements:
+        _take_out(record, placement)
+    _restore_native(record)
+    restore(record)
+    for model in (record.model, record.model.base_model):
+        model.__dict__.pop("save_pretrained", None)
+        model.__dict__.pop("init_continuous_batching", None)
+    record.backbone.__dict__.pop(RECORD, None)
+
+
+def _take_out(record: Patch, placement: Placement) -> None:
+    """Keep what the model really holds: it may have been trained, or wrapped (PEFT), since it was put in."""
+    if placement.in_table and record.slot is not record.native:
+        placement.table = record.slot
+    held: Any = record.backbone._modules.pop(placement.attribute, placement.encoding)
+    placement.encoding = held
+
+
+def _restore_native(record: Patch) -> None:
+    has_table = bool(list(record.native.parameters()))
+    if record.native_is_gone and not has_table:
+        record.native = record.architecture.fresh(record.native, record.native_config())
+    if not any(p.is_meta for p in record.native.parameters()):
+        record.native.to(record.device, record.embedding.dtype if has_table else None)
+    setattr(record.backbone, record.architecture.slot, record.native)

@@ -1,0 +1,70 @@
+"""Building the encodings that a request asks for, without touching the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..architectures.base import Group
+from ..attention.entry import BACKENDS, BIASABLE
+from ..encodings import ENCODINGS, create
+from .record import Patch, Placement, Request, attribute_name
+
+
+def placed(record: Patch, request: Request, index: int, native_slot: bool = True) -> list[Placement]:
+    """The placements of `request`, the first with number `index`.
+
+    Args:
+        native_slot: use the native slot of the model where it can hold the encoding.
+    """
+    rotary = ENCODINGS[request.name].rotary
+    parts: dict[Group, tuple[int, ...]] = {}
+    for layer in request.layers:
+        group = record.group(layer) if rotary else None
+        parts[group] = (*parts.get(group, ()), layer)
+    placements: list[Placement] = []
+    for layers in parts.values():
+        while layers:
+            placements.append(_place(record, request, layers, index + len(placements), native_slot))
+            layers = layers[len(placements[-1].layers) :]
+    return placements
+
+
+def _place(record: Patch, request: Request, layers: tuple[int, ...], index: int, native_slot: bool) -> Placement:
+    """One encoding for all of `layers`, or for the first of them where each has its own."""
+    architecture = record.architecture
+    encoding = create(request.name, record.geometry(record.group(layers[0])), **request.options)
+    if encoding.per_layer:
+        layers = layers[:1]
+    table = _table(record)
+    if table is not None:
+        encoding.adopt(table)
+    dtype = record.embedding.dtype if record.embedding.is_floating_point() else None
+    encoding = encoding.to(record.device, dtype).train(record.model.training)
+    slot_used = all(architecture.uses_slot(record.attentions[i]) for i in layers)
+    native = native_slot and slot_used and architecture.can_hold(encoding)
+    if not native:
+        architecture.check_encoding(record.backbone, encoding)
+    return Placement(request, layers, encoding, attribute_name(index), native)
+
+
+def _table(record: Patch) -> torch.Tensor | None:
+    """The learned table that is live, so that growing it again keeps its training; else the native one."""
+    for placement in record.placements:
+        if placement.in_table:
+            return record.architecture.native_table(record.slot)
+        if placement.encoding.table_rows() is not None:
+            return placement.encoding.table_rows()
+    return record.architecture.native_table(record.native)
+
+
+def check_backend(backend: str, placements: Sequence[Placement]) -> None:
+    """Raise ValueError if attention `backend` cannot carry one of the placements."""
+    for placement in placements:
+        able = BIASABLE if any(placement.encoding.has(stage) for stage in ("bias", "context_bias", "regions")) else BACKENDS
+        if placement.in_attention and backend not in able:
+            raise ValueError(
+                f"{placement.request.name!r} changes the attention scores, which attention backend {backend!r} cannot carry; "
+                f"load the model with attn_implementation= one of {', '.join(able)}"
+            )

@@ -1,0 +1,133 @@
+"""What was changed in one model, and how it was before."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..architectures import Architecture
+from ..architectures.base import Group
+from ..attention.entry import PREFIX
+from ..encodings import Geometry, PositionalEncoding
+from ..encodings.base import STAGES
+
+RECORD = "posenc_patch"
+"""Attribute of a backbone that holds its `Patch`."""
+ATTRIBUTE = "positional_encoding"
+"""Submodule of a backbone that holds the first encoding; later ones are numbered from 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One call of `patch`: an encoding by name, its options, and the layers it is for."""
+
+    name: str
+    options: dict[str, Any]
+    layers: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class Placement:
+    """One encoding in a model: a request, or the part of it that shares one native geometry."""
+
+    request: Request
+    layers: tuple[int, ...]
+    encoding: PositionalEncoding
+    attribute: str
+    native: bool
+    """In the native slot, with stock attention; otherwise in the attention function or the embeddings."""
+    table: nn.Module | None = None
+    """While the placement is out of the model: the module that held its table. An optimizer may know the parameter."""
+
+    @property
+    def in_table(self) -> bool:
+        """In the place of the model's own position table, which then holds its parameters."""
+        return self.native and self.encoding.table_rows() is not None
+
+    @property
+    def in_attention(self) -> bool:
+        return not self.native and any(self.encoding.has(stage) for stage in STAGES if stage != "embed")
+
+
+class Patch:
+    """The encodings that one model has now, and what it had before.
+
+    Attributes:
+        native: the module that the family put into its slot.
+        placements: what is installed, in the order of installation; empty for a stock model.
+        config_before: entries of the configuration as they were before any patch.
+        handles: the hooks that are in.
+        stock: transformers alone would load the saved checkpoint.
+    """
+
+    def __init__(self, model: PreTrainedModel, architecture: Architecture, backbone: PreTrainedModel):
+        self.model, self.architecture, self.backbone = model, architecture, backbone
+        self.native: nn.Module = getattr(backbone, architecture.slot)
+        self.config_before: dict[str, Any] = {}
+        self.placements: list[Placement] = []
+        self.handles: list[Any] = []
+        self.stock = False
+
+    @property
+    def attentions(self) -> list[Any]:
+        return self.architecture.attentions(self.backbone)
+
+    @property
+    def slot(self) -> nn.Module:
+        """What is in the slot of the family now."""
+        return getattr(self.backbone, self.architecture.slot)
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        return cast(torch.Tensor, self.model.get_input_embeddings().weight)
+
+    @property
+    def device(self) -> torch.device | str | int:
+        """Where encodings live: with the embeddings, or where accelerate computes with them when it has offloaded them."""
+        hook = getattr(self.model.get_input_embeddings(), "_hf_hook", None)
+        executes = getattr(hook, "execution_device", None)
+        return executes if self.embedding.is_meta and executes is not None else self.embedding.device
+
+    @property
+    def live_backend(self) -> str:
+        """The attention backend that the user chose."""
+        return (self.backbone.config._attn_implementation or "eager").removeprefix(PREFIX)
+
+    @property
+    def context_length(self) -> int | None:
+        """The length in tokens that the placements promise; None where they leave the model's own."""
+        return max((p.encoding.context_length or 0 for p in self.placements), default=0) or None
+
+    @property
+    def native_is_gone(self) -> bool:
+        """The checkpoint had no place for the native encoding. (What accelerate has offloaded is on the meta device too.)"""
+        tensors = (*self.native.buffers(), *self.native.parameters())
+        return any(x.is_meta for x in tensors) and not hasattr(self.native, "_hf_hook")
+
+    def group(self, layer: int) -> Group:
+        """The native frequencies that `layer` uses."""
+        return self.architecture.group(self.backbone.config, layer)
+
+    def geometry(self, group: Group) -> Geometry:
+        """What encodings may know about this model, from its state before any patch."""
+        config, native = self.native_config(), self.native
+        if any(buffer.is_meta for buffer in native.buffers()):
+            native = self.architecture.fresh(native, config)
+        return self.architecture.geometry(config, native, group)
+
+    def native_config(self) -> PretrainedConfig:
+        """The configuration as it was before any patch."""
+        config = copy.deepcopy(self.backbone.config)
+        for name, value in self.config_before.items():
+            setattr(config, name, copy.deepcopy(value))
+        return config
+
+
+def attribute_name(index: int) -> str:
+    """Where on the backbone the encoding number `index` lives."""
+    return f"{ATTRIBUTE}_{index}" if index else ATTRIBUTE
