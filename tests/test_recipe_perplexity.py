@@ -147,7 +147,7 @@ def test_a_mistake_is_one_line_and_a_failure(model, tmp_path, capsys, monkeypatc
 def test_an_encoding_that_changes_nothing_is_a_failure(model, tmp_path, capsys, monkeypatch):
     from contextlib import nullcontext
 
-    monkeypatch.setattr(hf_posenc, "patched", lambda model, name, **options: nullcontext(model))
+    monkeypatch.setattr(hf_posenc.patching, "patched", lambda model, name, **options: nullcontext(model))
     assert cli.main(arguments(model, tmp_path / "out", "--encoding", "linear", "--factor", "2")) != 0
     assert "same live encoding as the stock model" in capsys.readouterr().err
 
