@@ -68,7 +68,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _perplexity(argv: list[str]) -> int:
     """perplexity against length, several encodings side by side (recipes/perplexity.py)"""
-    from .evaluation.cli import main
+    from .evaluation.perplexity.cli import main
 
     return main(argv)
 

@@ -20,7 +20,7 @@ Your own model and text:
         --lengths 8192 32768 --dtype bfloat16
     python recipes/perplexity.py --model MODEL --text book.txt --encoding stock rerope --option window=1024
 
-Other questions, other protocols (`hf-posenc perplexity --help`; the classes in hf_posenc/evaluation/protocols.py say what each scores):
+Other questions, other protocols (`hf-posenc perplexity --help`; hf_posenc/evaluation/perplexity/protocols.py says what each scores):
 
     --protocol sliding --stride 512 --lengths 4096          every token once, with at least 3,584 tokens before it
     --protocol fixed_target --target 256                    the same last tokens, given ever more context: does it help?
@@ -39,7 +39,7 @@ given first. The same from Python:
 
 import sys
 
-from hf_posenc.evaluation.cli import main
+from hf_posenc.evaluation.perplexity.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

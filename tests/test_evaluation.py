@@ -12,10 +12,10 @@ import hf_posenc
 from hf_posenc.evaluation import CorpusError, Document, Result, Text, dataset_texts, embedded_corpus, encode, perplexity, read_texts
 from hf_posenc.evaluation.corpus import cut
 from hf_posenc.evaluation.measure import Meter
-from hf_posenc.evaluation.protocols import Window
+from hf_posenc.evaluation.perplexity.protocols import Window
+from hf_posenc.evaluation.perplexity.run import checked
+from hf_posenc.evaluation.perplexity.tally import Record, Tally, pool, pool_buckets
 from hf_posenc.evaluation.result import write_atomically
-from hf_posenc.evaluation.run import checked
-from hf_posenc.evaluation.tally import Record, Tally, pool, pool_buckets
 from hf_posenc.evaluation.token_nll import find_head, token_nll
 
 VOCABULARY = 257

@@ -36,3 +36,12 @@ def test_encodings_know_no_transformers_and_no_model():
         if module.startswith("hf_posenc.encodings"):
             assert imported(module, path) <= {m for m in MODULES if m.startswith(("hf_posenc.encodings", "hf_posenc.registry"))}, module
             assert "transformers" not in path.read_text(encoding="utf-8").split("import", 1)[-1].split("\n\n")[0], module
+
+
+def test_what_perplexity_and_retrieval_share_knows_neither_and_they_do_not_know_each_other():
+    kinds = ("hf_posenc.evaluation.perplexity", "hf_posenc.evaluation.retrieval")
+    assert all(kind in MODULES for kind in kinds)
+    for module, path in MODULES.items():
+        if module.startswith("hf_posenc.evaluation."):
+            others = [kind for kind in kinds if not module.startswith(kind)]
+            assert not [each for each in imported(module, path) if each.startswith(tuple(others))], module

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import hf_posenc
-from hf_posenc.evaluation.measurement import Interrupted
+from hf_posenc.evaluation import Interrupted
 from hf_posenc.evaluation.retrieval import PasskeyResult, PasskeyTask, Prompts, passkey
 from hf_posenc.evaluation.retrieval.grid import Grid
 from hf_posenc.evaluation.retrieval.prompts import NAMES

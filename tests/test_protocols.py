@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
 from hf_posenc.evaluation import CorpusError, Document, Interrupted, KeyTokens, embedded_corpus, perplexity
-from hf_posenc.evaluation.protocols import Window
-from hf_posenc.evaluation.run import batches
+from hf_posenc.evaluation.perplexity.protocols import Window
+from hf_posenc.evaluation.perplexity.run import batches
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
 from hf_posenc.command import INTERRUPTED, parse
-from hf_posenc.evaluation import PROTOCOLS, cli, perplexity
-from hf_posenc.evaluation.protocols import create_protocol
+from hf_posenc.evaluation import PROTOCOLS, perplexity
+from hf_posenc.evaluation.perplexity import cli
+from hf_posenc.evaluation.perplexity.protocols import create_protocol
 from hf_posenc.evaluation.side_by_side import UNFINISHED
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "perplexity.py"
@@ -248,7 +249,7 @@ def test_key_tokens_have_a_column(model, tmp_path, capsys):
 
 def test_a_disk_that_fills_up_is_an_error_and_leaves_nothing_unreadable(model, tmp_path):
     limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
-    recipe = f"import sys; from hf_posenc.evaluation.cli import main; sys.exit(main({arguments(model, tmp_path / 'out')!r}))"
+    recipe = f"import sys; from hf_posenc.evaluation.perplexity.cli import main; sys.exit(main({arguments(model, tmp_path / 'out')!r}))"
     command = [sys.executable, "-c", f"{limit}; {recipe}"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 1

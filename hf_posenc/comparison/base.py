@@ -12,7 +12,7 @@ import hf_posenc
 
 from ..evaluation.demo_model import resolve_model
 from ..evaluation.models import check_tokenizer, load_tokenizer
-from ..evaluation.run import check_position_table
+from ..evaluation.reach import check_position_table
 from .arguments import STOCK, CompareArguments, Variant
 
 

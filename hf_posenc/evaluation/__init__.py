@@ -2,11 +2,8 @@
 
 from .corpus import CorpusError, Document, Text, dataset_texts, embedded_corpus, encode, read_texts
 from .demo_model import DemoModelError, fetch_demo_model, resolve_model
-from .key_tokens import KeyTokens
-from .measurement import Interrupted
-from .perplexity import perplexity
-from .protocols import PROTOCOLS
-from .result import Bucket, Result, Score
+from .perplexity import PROTOCOLS, Bucket, KeyTokens, Result, Score, perplexity
+from .result import Interrupted
 from .retrieval import PasskeyResult, PasskeyTask, passkey
 
 __all__ = [

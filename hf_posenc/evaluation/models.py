@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,8 @@ from .demo_model import resolve_model
 STOCK = "stock"
 Plan = Mapping[str, Mapping[str, Any]]
 """Encoding -> its options; "stock" is the model as it was loaded."""
+Encodings = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
+"""What a caller gives: a name, names, or names with their options."""
 
 
 @dataclass
@@ -115,7 +117,12 @@ def live_encodings(model: Any) -> list[PositionalEncoding]:
         return []
 
 
-def plan_of(encodings: str | Iterable[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def live_name(model: Any) -> str:
+    """The names of the encodings that are live in the model, "stock" without any."""
+    return "+".join(dict.fromkeys(encoding.name for encoding in live_encodings(model))) or STOCK
+
+
+def plan_of(encodings: Encodings) -> dict[str, dict[str, Any]]:
     """Names, or names with their options, as a plan; ValueError for a name that is not registered."""
     names = [encodings] if isinstance(encodings, str) else encodings
     plan = {name: dict(encodings[name]) if isinstance(encodings, Mapping) else {} for name in names}

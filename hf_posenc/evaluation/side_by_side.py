@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rich.console import Console
 
-from .measurement import Interrupted
 from .models import ModelArguments, check_live, digest, weights_digest
 from .processes import Processes
 from .report import progress_bar
+from .result import Interrupted
 from .token_nll import Progress
 
 UNFINISHED = "unfinished"

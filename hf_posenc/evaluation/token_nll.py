@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -132,6 +133,11 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Nats per token from logits [L, V] and targets [L], in float32 at least."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, target.to(logits.device), reduction="none").cpu()
+
+
+def exp(nats: float) -> float:
+    """Perplexity of a mean of nats, infinite where it overflows."""
+    return math.inf if nats >= 700 else math.exp(nats)
 
 
 def input_device(model: Any) -> torch.device:

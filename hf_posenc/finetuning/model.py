@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_posenc
 
-from ..evaluation.run import check_position_table
+from ..evaluation.reach import check_position_table
 from ..patching import patch_of
 from ..training import chunk_loss, separate_documents
 from .arguments import STOCK, ModelArguments, Settings, encoding_options, read_anneal

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from ..evaluation.corpus import CorpusError
-from ..evaluation.tally import exp
-from ..evaluation.token_nll import evaluating, find_head, input_device, token_nll
+from ..evaluation.token_nll import evaluating, exp, find_head, input_device, token_nll
 from .loss import is_chunked, transformers_model
 
 LOGITS_AT_ONCE = 1 << 26

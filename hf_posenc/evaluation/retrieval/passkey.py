@@ -11,11 +11,10 @@ from typing import Any, overload
 
 from ..journal import Journal
 from ..measure import versions
-from ..measurement import Interrupted
-from ..models import STOCK, Plan, check_live, check_tokenizer, digest, encoded, inspect_model, plan_of, weights_digest
-from ..perplexity import Encodings, live_name
+from ..models import STOCK, Encodings, Plan, check_live, check_tokenizer, digest, encoded, inspect_model, live_name, plan_of, weights_digest
 from ..processes import Processes
-from ..run import check_position_table
+from ..reach import check_position_table
+from ..result import Interrupted
 from ..token_nll import Progress, find_head, input_device
 from .grid import Grid
 from .prompts import TEMPLATE, PasskeyTask, Prompts

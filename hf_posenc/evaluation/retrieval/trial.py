@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..measure import Meter
-from ..run import is_length_dependent
+from ..reach import is_length_dependent
 from ..token_nll import Head, Progress, cross_entropy, decode, evaluating, full_logits, input_device, reporting
 from .prompts import Prompt, Prompts
 

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..command import exit_status, listed, parse
-from .corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
+from ...command import exit_status, listed, parse
+from ..corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
+from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer, plan_options
+from ..processes import Processes
+from ..result import write_atomically
+from ..side_by_side import SideBySide, settings_of, started
 from .documents import peeked, stream, usable
 from .key_tokens import KeyTokens
-from .models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer, plan_options
 from .perplexity import perplexity
-from .processes import Processes
 from .protocols import PROTOCOLS, create_protocol
 from .report import heading, print_table, to_csv
-from .result import Result, write_atomically
+from .result import Result
 from .run import Run, check_lengths
-from .side_by_side import SideBySide, settings_of, started
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .corpus import BosRule, CorpusError, Document, Text, encode
+from ..corpus import BosRule, CorpusError, Document, Text, encode
 
 Source = str | torch.Tensor | Document | Text | dict[str, Any]
 Documents = Source | Iterable[Source]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from .corpus import BosRule
+from ..corpus import BosRule
+from ..models import STOCK, Encodings, check_live, check_tokenizer, encoded, live_encodings, live_name, load, load_tokenizer, plan_of
+from ..processes import Processes
+from ..token_nll import Progress
 from .documents import Documents
 from .key_tokens import KeyTokens
 from .measurement import Measurement, Texts
-from .models import STOCK, check_live, check_tokenizer, encoded, live_encodings, load, load_tokenizer, plan_of
-from .processes import Processes
 from .protocols import create_protocol
 from .result import Result
 from .run import Run, check_lengths
-from .token_nll import Progress
-
-Encodings = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 
 
 @overload
@@ -72,7 +70,7 @@ def perplexity(
         encodings: None measures the model as it is; a name, names, or names with their options patch it with each in turn ("stock":
             as it was) and unpatch it.
         protocol: "prefix", "sliding", "sliding_all", "fixed_target", "decoded", "disjoint" or "offset"; their classes in
-            `hf_posenc.evaluation.protocols` say what they score, and name their options.
+            `hf_posenc.evaluation.perplexity.protocols` say what they score, and name their options.
         bos: whether text starts with BOS: "auto" does what the tokenizer does.
         count: use so many documents; default all.
         min_tokens: skip documents with fewer tokens. Default: what the protocol needs for every point of the curve to see the same text.
@@ -148,11 +146,6 @@ def loaded(model: Any, tokenizer_or_ids: Any, documents: Documents | None) -> tu
         raise ValueError("nothing to measure: perplexity(model, tokenizer, texts) or perplexity(model, ids)")
     # each encoding reads the documents again
     return model, tokenizer, list(documents) if isinstance(documents, Iterator) else documents
-
-
-def live_name(model: Any) -> str:
-    """The names of the encodings that are live in the model, "stock" without any."""
-    return "+".join(dict.fromkeys(encoding.name for encoding in live_encodings(model))) or STOCK
 
 
 def evaluator(model: Any, key_tokens: KeyTokens | bool) -> KeyTokens | None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .corpus import Document
-from .models import digest, weights_digest
+from ..corpus import Document
+from ..models import digest, weights_digest
+from ..result import replace_atomically
+from ..token_nll import Progress, find_head
 from .protocols import Sliding
-from .result import replace_atomically
 from .run import Run, batches, checked
-from .token_nll import Progress, find_head
 
 
 @dataclass(frozen=True)

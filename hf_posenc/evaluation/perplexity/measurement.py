@@ -9,27 +9,20 @@ from typing import Any
 
 import torch
 
-from .corpus import BosRule, Document, adds_bos
+from ..corpus import BosRule, Document, adds_bos
+from ..journal import Journal
+from ..measure import versions
+from ..models import check_tokens, digest, inspect_model, weights_digest
+from ..processes import Processes
+from ..result import Interrupted
+from ..token_nll import Head, Progress, find_head, input_device
 from .documents import Documents, peeked, stream, usable
-from .journal import Journal
 from .key_tokens import KeyTokens
-from .measure import versions
-from .models import check_tokens, digest, inspect_model, weights_digest
-from .processes import Processes
 from .result import Result
 from .run import Run
 from .tally import Record, pool, pool_buckets
-from .token_nll import Head, Progress, find_head, input_device
 
 Chosen = Iterator[tuple[Document, str]]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C. `result` holds the documents that were finished; None where there are none."""
-
-    def __init__(self, result: Any):
-        super().__init__()
-        self.result = result
 
 
 @dataclass

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from .corpus import Document
+from ..corpus import Document
+from ..token_nll import exp
 from .protocols import Window
 from .result import Bucket, Score
 
@@ -125,11 +126,6 @@ def ratio(pairs: Iterable[tuple[float, int]]) -> float | None:
     """Sum over sum; None where there is nothing."""
     nats, tokens = (sum(each) for each in zip(*pairs, strict=True))
     return nats / tokens if tokens else None
-
-
-def exp(nats: float) -> float:
-    """Perplexity of a mean of nats, infinite where it overflows."""
-    return math.inf if nats >= 700 else math.exp(nats)
 
 
 def standard_error(tallies: Sequence[Tally]) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from ..registry import Registry
+from ...registry import Registry
 
 
 @dataclass(frozen=True)

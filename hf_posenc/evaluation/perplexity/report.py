@@ -1,0 +1,78 @@
+"""Results on the screen and as a table file."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..report import csv_text, optional
+from ..token_nll import exp
+from .result import Result
+
+
+def print_table(results: dict[str, Result]) -> None:
+    """Print the perplexity of each encoding at each length side by side."""
+    first = next(iter(results.values()))
+    table = Table(title=f"{heading(first)}, {first.scores[-1].tokens_scored:,} tokens scored at {first.scores[-1].length:,}")
+    table.add_column("encoding", no_wrap=True)
+    keys = ["key tokens"] if first.key_tokens else []
+    for title in [*(f"{score.length:,}" for score in first.scores), *keys, f"last-{first.last_k} nats", "± nats", "tokens/s", "peak GB"]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, result in results.items():
+        label = name if result.complete else f"{name} (unfinished)"
+        table.add_row(label, *(f"{score.perplexity:.4g}" for score in result.scores), *footnotes(result))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for line in remarks(results):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def heading(result: Result) -> str:
+    """What was measured, in a few words."""
+    options = "".join(f", {name} {value:,}" for name, value in result.protocol_options.items())
+    return f"{Path(result.model).name}: perplexity, protocol {result.protocol}{options}"
+
+
+def remarks(results: dict[str, Result]) -> Iterator[str]:
+    """What the table does not say: the documents, and what a key token is."""
+    first = next(iter(results.values()))
+    reasons = Counter(each["reason"] for each in first.skipped)
+    skipped = "".join(f", {number} skipped ({reason})" for reason, number in reasons.items())
+    yield f"{len(first.documents)} document(s){skipped}; BOS {first.bos}; forward: {first.forward}; {first.dtype}, {first.attention}"
+    if first.key_tokens and (score := first.scores[-1]).key_tokens is not None:
+        yield f"key tokens: perplexity at {score.length:,} of the {score.key_tokens:,} that a long context helps the stock model to predict"
+
+
+def footnotes(result: Result) -> list[str]:
+    """The other columns of one row, at the longest length."""
+    longest = result.scores[-1]
+    keys = [optional(None if longest.key_nats is None else exp(longest.key_nats), ".4g")] if result.key_tokens else []
+    return [
+        *keys,
+        optional(longest.last_nats, ".3f"),
+        optional(longest.standard_error, ".3f"),
+        f"{result.tokens_per_second:,.0f}",
+        optional(None if result.peak_memory is None else result.peak_memory / 1e9, ".2f"),
+    ]
+
+
+def to_csv(results: dict[str, Result]) -> str:
+    """One line for each encoding and length."""
+    rows = [
+        {
+            "encoding": name,
+            "options": " ".join(f"{key}={value}" for key, value in result.options.items()),
+            "protocol": result.protocol,
+            "complete": result.complete,
+            **vars(score),
+            "fingerprint": result.fingerprint,
+        }
+        for name, result in results.items()
+        for score in result.scores
+    ]
+    return csv_text(rows)
