@@ -12,6 +12,8 @@ from transformers.models.auto.auto_factory import _get_model_class
 from .architectures.base import RotarySlot
 from .encodings import PositionalEncoding
 from .patching import Request, apply, patch_of
+from .patching.proof import prove
+from .patching.record import requests_of
 from .patching.saving import PosencConfig
 
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
@@ -28,7 +30,10 @@ class Loader:
         base = config.model_config()
         model_class = _get_model_class(base, cls.auto._model_mapping)
         loaded = _patched_class(model_class, config).from_pretrained(path, *args, config=base, **kwargs)
-        _finish(loaded[0] if isinstance(loaded, tuple) else loaded, model_class)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        _finish(model, model_class)
+        record = patch_of(model)
+        prove(record, requests_of(record.placements))  # this may be another version of transformers than the one it was saved with
         return loaded
 
     @classmethod

@@ -15,13 +15,23 @@ from ..attention.entry import PREFIX, EncodingSite
 from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation
 from ..encodings import PositionalEncoding
 from .configuration import configure, own_config, restore, stock_config
-from .placing import check_backend
-from .record import RECORD, Patch, Placement
+from .placing import check_backend, planned
+from .record import RECORD, Patch, Placement, Request
 from .saving import save_as_patched
 
 
-def replace(record: Patch, before: list[Placement], after: list[Placement]) -> None:
-    """Swap one list of placements for another; if that fails, the first is back."""
+def apply(record: Patch, request: Request, native_slot: bool = True) -> None:
+    """Carry out one request, beside those on other layers and in place of those on the same.
+
+    Args:
+        native_slot: use the native slot of the model where it can hold the encoding.
+    """
+    replace(record, planned(record, request, native_slot))
+
+
+def replace(record: Patch, after: list[Placement]) -> None:
+    """Put the placements `after` in the place of those that are in; if that fails, they are back."""
+    before = record.placements
     if before:
         uninstall(record)
     try:
@@ -127,6 +137,7 @@ def uninstall(record: Patch) -> None:
         attention._modules.pop("posenc_rotary", None)
     for placement in record.placements:
         _take_out(record, placement)
+    record.placements = []
     _restore_native(record)
     restore(record)
     for model in (record.model, record.model.base_model):

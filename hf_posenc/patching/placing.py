@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,19 @@ from ..architectures.base import Group
 from ..attention.entry import BACKENDS, BIASABLE
 from ..encodings import ENCODINGS, create
 from .record import Patch, Placement, Request, attribute_name
+
+
+def planned(record: Patch, request: Request, native_slot: bool = True) -> list[Placement]:
+    """What the model will have once `request` is carried out: those that stay on other layers, and its own.
+
+    Args:
+        native_slot: use the native slot of the model where it can hold the encoding.
+    """
+    kept = [p for p in record.placements if not set(p.request.layers) & set(request.layers)]
+    after = [*kept, *placed(record, request, len(kept), native_slot)]
+    after = [dataclasses.replace(p, attribute=attribute_name(i)) for i, p in enumerate(after)]
+    check_backend(record.live_backend, after)
+    return after
 
 
 def placed(record: Patch, request: Request, index: int, native_slot: bool = True) -> list[Placement]:

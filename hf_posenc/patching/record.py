@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -126,6 +127,11 @@ class Patch:
         for name, value in self.config_before.items():
             setattr(config, name, copy.deepcopy(value))
         return config
+
+
+def requests_of(placements: Sequence[Placement]) -> list[Request]:
+    """The calls of `patch` that led to `placements`, each once."""
+    return list({id(p.request): p.request for p in placements}.values())
 
 
 def attribute_name(index: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
-from .record import Patch
+from .record import Patch, requests_of
 
 NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use AutoModelForCausalLM"
 OF_ANY_MODEL = ("return_unused_kwargs", "attn_implementation", "experts_implementation", "dtype", "torch_dtype", "name_or_path")
@@ -77,10 +77,7 @@ def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
     """The configuration that a patched model, or the backbone in it, is saved with."""
     base = patch.native_config()
     base.architectures = [type(model).__name__]
-    requests = []
-    for placement in patch.placements:
-        if (entry := dataclasses.asdict(placement.request)) not in requests:
-            requests.append(entry)
+    requests = [dataclasses.asdict(request) for request in requests_of(patch.placements)]
     entries = base.to_dict()
     return PosencConfig(base_model_type=entries.pop("model_type"), base_config=entries, positional_encoding=requests)
 

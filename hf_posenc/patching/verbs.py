@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,15 @@ from ..architectures.base import forward_is_foreign
 from ..encodings import ENCODINGS
 from ..encodings.base import STAGES
 from .installing import extend_to, replace, uninstall
-from .placing import check_backend, placed
-from .record import RECORD, Patch, Request, attribute_name
+from .placing import planned
+from .proof import prove
+from .record import RECORD, Patch, Request, requests_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Layers = None | str | int | slice | Sequence[int]
 
 
-def patch(model: Model, name: str, *, layers: Layers = None, **options: Any) -> Model:
+def patch(model: Model, name: str, *, layers: Layers = None, verify: bool = True, **options: Any) -> Model:
     """Replace the positional encoding of `model`, in place.
 
     A second patch replaces the first, except on disjoint `layers`, where both stay. Nothing but this instance changes, and an
@@ -34,6 +34,8 @@ def patch(model: Model, name: str, *, layers: Layers = None, **options: Any) -> 
         name: one of `list_encodings()`.
         layers: which layers: indices, a slice, or "all". By default every layer that has a positional encoding, except the
             sliding-window layers of a model that has both kinds.
+        verify: first show, on a handful of tokens, that this model does what the patch takes for granted (`proof`); done once for
+            each class, configuration and request.
         options: of the encoding; see `describe(name)`.
 
     Returns:
@@ -41,29 +43,18 @@ def patch(model: Model, name: str, *, layers: Layers = None, **options: Any) -> 
 
     Raises:
         ValueError: an unknown name, option or layer; a model that is not supported; a patch that would have no effect; an
-            attention backend that cannot carry the encoding.
+            attention backend that cannot carry the encoding; a model on which the patch is shown not to work.
     """
     record = patch_of(model)
     if record.placements:
         _check_model(record)
     request = Request(name, dict(options), _select(layers, record))
     _check_reach(request, layers, record)
-    apply(record, request)
+    after = planned(record, request)
+    if verify:
+        prove(record, requests_of(after))
+    replace(record, after)
     return model
-
-
-def apply(record: Patch, request: Request, native_slot: bool = True) -> None:
-    """Carry out one request, beside those on other layers and in place of those on the same.
-
-    Args:
-        native_slot: use the native slot of the model where it can hold the encoding.
-    """
-    before = record.placements
-    kept = [p for p in before if not set(p.request.layers) & set(request.layers)]
-    after = [*kept, *placed(record, request, len(kept), native_slot)]
-    after = [dataclasses.replace(p, attribute=attribute_name(i)) for i, p in enumerate(after)]
-    check_backend(record.live_backend, after)
-    replace(record, before, after)
 
 
 def unpatch(model: Model) -> Model:
@@ -81,16 +72,16 @@ def unpatch(model: Model) -> Model:
 
 
 @contextmanager
-def patched(model: Model, name: str, *, layers: Layers = None, **options: Any) -> Iterator[Model]:
+def patched(model: Model, name: str, *, layers: Layers = None, verify: bool = True, **options: Any) -> Iterator[Model]:
     """`patch` for the length of a block; afterwards the model has the encodings it had before."""
     record = patch_of(model)
     before = list(record.placements)
-    patch(model, name, layers=layers, **options)
+    patch(model, name, layers=layers, verify=verify, **options)
     try:
         yield model
     finally:
         record = patch_of(model)
-        replace(record, record.placements, before)
+        replace(record, before)
 
 
 def patch_of(model: nn.Module) -> Patch:

@@ -1,0 +1,47 @@
+"""An attention function that attends to nothing and remembers what it was handed: what reaches the attention of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from .entry import PREFIX
+
+NAME = f"{PREFIX}probe"
+
+
+class Handed(NamedTuple):
+    """Queries [B,H,Q,D] and keys [B,G,Q,D] that an attention module hands over."""
+
+    query: Tensor
+    key: Tensor
+
+
+_seen: ContextVar[dict[nn.Module, Handed]] = ContextVar("posenc_probe")
+
+
+@contextmanager
+def looking() -> Iterator[dict[nn.Module, Handed]]:
+    """What each attention module hands over within the block, where the attention implementation is `NAME`."""
+    seen: dict[nn.Module, Handed] = {}
+    token = _seen.set(seen)
+    try:
+        yield seen
+    finally:
+        _seen.reset(token)
+
+
+def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs) -> tuple[Tensor, None]:
+    """Output [B,Q,H,V] of zeros: without attention, a layer sees each token alone, whatever the layers before it do with positions."""
+    _seen.get().setdefault(module, Handed(query, key))
+    return value.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[-1]), None
+
+
+AttentionInterface.register(NAME, probe)
+AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])

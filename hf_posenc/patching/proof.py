@@ -1,0 +1,304 @@
+"""Showing that a patch works on this very family and configuration, before it is made.
+
+Four things are shown on a handful of tokens: the attention of every layer reaches the attention interface; each layer turns its
+queries and keys by what is in the native slot, and by nothing once that is neutral; the native encoding gives the numbers of the stock
+model when it acts in the attention function instead; and the encodings asked for arrive in the layers that were named.
+
+The family is tried on a small twin, made from the classes and the configuration of the model; a model that is small and whole is tried
+itself too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from ..attention import probe
+from ..attention.probe import Handed
+from ..encodings import ENCODINGS, PositionalEncoding, create
+from ..encodings.rotary.rope import BY_LENGTH
+from .configuration import own_config
+from .installing import apply, install, uninstall
+from .record import Patch, Placement, Request, attribute_name
+from .twin import twin_of
+
+TOKENS = 8
+LARGE = 1 << 28
+"""Parameters from which a model is not run for a proof."""
+ROUNDING = 1e-3
+"""Difference, relative to the largest number or to what positions change, that float32 leaves between two ways to the same result."""
+
+_proven: set[tuple] = set()
+
+
+def prove(record: Patch, requests: Sequence[Request]) -> None:
+    """Show that the model of `record` with `requests` would do what they say; once for each class, configuration and set of requests.
+
+    Raises:
+        ValueError: it would not, or it cannot be tried. The model is as it was.
+    """
+    family = (type(record.backbone), id(record.architecture), _written(record.native_config()))
+    wanted = (*family, *(_key(request) for request in requests))
+    if wanted in _proven:
+        return
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _try(record, requests, family not in _proven)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{type(record.backbone).__name__} cannot be patched: a trial with {TOKENS} tokens ended in {type(error).__name__}: {error}. "
+            "Nothing was changed; verify=False patches without a trial"
+        ) from error
+    _proven.update((family, wanted))
+
+
+def _try(record: Patch, requests: Sequence[Request], family: bool) -> None:
+    """Show what `requests` ask for, on the model where it is handy; on its twin where it is not, or where the `family` is new."""
+    handy = _is_handy(record)
+    if family or not handy:
+        twin = twin_of(record)
+        _prove_family(twin)
+        _prove_requests(twin, requests)
+    if handy:
+        with _untouched(record) as model:
+            if family:
+                _prove_family(model)
+            _prove_requests(model, requests)
+
+
+def _written(config: PretrainedConfig) -> str:
+    """What a configuration says of the model, without what it says of a checkpoint."""
+    aside = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
+    return repr(sorted((name, repr(value)) for name, value in config.to_dict().items() if name not in aside))
+
+
+def _key(request: Request) -> tuple:
+    return request.name, ENCODINGS[request.name], repr(sorted(request.options.items())), request.layers
+
+
+# -- what is tried ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _untouched(record: Patch) -> Iterator[Patch]:
+    """The model as a subject; afterwards it is as it was."""
+    model, shared = record.model, record.backbone.config
+    owners: list[Any] = [m for m in model.modules() if m.__dict__.get("config") is shared]
+    training = [m for m in model.modules() if m.training]
+    own_config(model, shared)
+    model.eval()
+    try:
+        yield Patch(model, record.architecture, record.backbone)
+    finally:
+        for module in training:
+            module.training = True
+        for module in owners:
+            module.config = shared
+
+
+def _is_handy(record: Patch) -> bool:
+    """Whether the model is stock, small, in full precision, in one piece, and watched by nobody."""
+    parameters = list(record.model.parameters())
+    devices = {p.device for p in parameters}
+    plain = all(type(p) is nn.Parameter and p.dtype in (torch.float32, torch.float64) for p in parameters)
+    if record.placements or not plain or len(devices) != 1 or "meta" in {d.type for d in devices}:
+        return False
+    if sum(p.numel() for p in parameters) > LARGE or not all(bool(p.isfinite().all()) for p in parameters):
+        return False
+    by_length = getattr(record.native, "rope_type", "default") in BY_LENGTH  # such a module remembers the texts it has seen
+    return not by_length and not any(_is_watched(module) for module in record.model.modules())
+
+
+def _is_watched(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    return any(hooks) or hasattr(module, "_hf_hook") or module._compiled_call_impl is not None
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def _prove_family(subject: Patch) -> None:
+    """What holds for every patch of this family and configuration."""
+    seen, stock = _look(subject), _run(subject)
+    with _with(subject, [_nowhere(subject)]):
+        free, moved, without = _look(subject), _look(subject, offset=5), _run(subject)
+    for i in range(len(seen)):
+        _check(subject, i, free[i], moved[i], "still depends on positions when the native encoding is switched off")
+    prove = _prove_table if _has_table(subject) else _prove_rotation
+    prove(subject, seen, free, stock, without)
+
+
+def _prove_rotation(subject: Patch, seen: list[Handed], free: list[Handed], stock: Tensor, without: Tensor) -> None:
+    native = {i: _native(subject, i) for i in range(len(seen))}
+    for i, rotation in native.items():
+        if rotation is None:
+            _check(subject, i, free[i], seen[i], "is said to have no rotation, but turns its queries and keys")
+        else:
+            _check(subject, i, _turned(rotation, free[i]), seen[i], "does not turn its queries and keys by what is in the native slot")
+    turned = {i: rotation for i, rotation in native.items() if rotation is not None}
+    _compare(subject, turned, stock, stock - without, "the native rotation")
+    remapped = {i: create("rerope", rotation.geometry, window=2 * TOKENS) for i, rotation in turned.items()}
+    _compare(subject, remapped, stock, stock - without, "ReRoPE with a window beyond the text")
+
+
+def _prove_table(subject: Patch, seen: list[Handed], free: list[Handed], stock: Tensor, without: Tensor) -> None:
+    for i, handed in enumerate(seen):
+        if torch.equal(handed.query, free[i].query):
+            raise ValueError(f"{_name(subject)} cannot be patched: layer {i} does not react to the position table")
+    still = NoBias(subject.geometry(None))
+    _compare(subject, dict.fromkeys(range(len(seen)), still), without, stock - without, "a bias of zero")
+
+
+class NoBias(PositionalEncoding):
+    """A bias of zero: it needs the positions and must change nothing."""
+
+    name, relative = "no_bias", True
+
+    def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        return (h + q_pos - k_pos) * 0.0
+
+
+def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
+    """That the encodings of `requests` arrive in their layers, and that the model runs with them."""
+    native = [_native(subject, i) for i in range(len(subject.attentions))]
+    try:
+        for request in requests:
+            apply(subject, request)
+        placements = list(subject.placements)
+        seen = _look(subject)
+        finite = bool(_run(subject).isfinite().all())
+    finally:
+        uninstall(subject)
+    names = ", ".join(repr(request.name) for request in requests)
+    if not finite:
+        raise ValueError(f"with {names} {_name(subject)} gives numbers that are not finite")
+    if any(p.in_table for p in placements):
+        return  # the table in the slot of a table is the family's own way
+    with _with(subject, [_nowhere(subject)]):
+        free = _look(subject, embedded=[p.encoding for p in placements if p.encoding.has("embed")])
+    placed = {i: p for p in placements for i in p.layers}
+    for i, handed in enumerate(seen):
+        rotation = native[i] if i not in placed else placed[i].encoding if placed[i].native else None
+        _check(subject, i, free[i] if rotation is None else _turned(rotation, free[i]), handed, f"does not get {names} as asked")
+
+
+def _native(subject: Patch, layer: int) -> Any:
+    """The native rotation of a layer, as an encoding; None where there is none."""
+    if _has_table(subject) or not subject.architecture.uses_slot(subject.attentions[layer]):
+        return None
+    geometry = subject.geometry(subject.group(layer))
+    return create("rope", dataclasses.replace(geometry, rope_type="default", rope_parameters=()))  # its frequencies as they are
+
+
+def _has_table(subject: Patch) -> bool:
+    return subject.architecture.native_table(subject.native) is not None
+
+
+def _nowhere(subject: Patch) -> Placement:
+    """No encoding, in any layer."""
+    layers = tuple(range(len(subject.attentions)))
+    return Placement(Request("nope", {}, layers), layers, create("nope", subject.geometry(subject.group(0))), attribute_name(0), False)
+
+
+def _compare(subject: Patch, encodings: dict[int, PositionalEncoding], wanted: Tensor, effect: Tensor, what: str) -> None:
+    """Raise unless `encodings` in the attention function give the output `wanted`, up to rounding beside the `effect` of positions."""
+    placements = [
+        Placement(Request(encoding.name, {}, (i,)), (i,), encoding.to(subject.device), attribute_name(n), False)
+        for n, (i, encoding) in enumerate(encodings.items())
+    ]
+    with _with(subject, placements):
+        error = (_run(subject) - wanted).abs().max()
+    if not error <= max(20 * ROUNDING * float(effect.abs().max()), ROUNDING * 0.01 * float(wanted.abs().max())):
+        raise ValueError(
+            f"{_name(subject)} cannot be patched: {what} in the attention function gives other numbers than the stock model "
+            f"(off by {error:.1e}, where positions change {effect.abs().max():.1e})"
+        )
+
+
+def _check(subject: Patch, layer: int, wanted: Handed, handed: Handed, fault: str) -> None:
+    for want, have in zip(wanted, handed, strict=True):
+        if want.shape != have.shape or not (want - have).abs().max() <= ROUNDING * want.abs().max():
+            raise ValueError(f"{_name(subject)} cannot be patched: layer {layer} {fault}")
+
+
+def _turned(encoding: Any, handed: Handed) -> Handed:
+    pos = torch.arange(handed.query.shape[2], device=handed.query.device)[None]
+    return Handed(*encoding.to(handed.query.device).rotate(*handed, pos, pos))
+
+
+def _name(subject: Patch) -> str:
+    return type(subject.backbone).__name__
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _with(subject: Patch, placements: list[Placement]) -> Iterator[None]:
+    install(subject, placements)
+    try:
+        yield
+    finally:
+        uninstall(subject)
+
+
+def _look(subject: Patch, offset: int = 0, embedded: Sequence[PositionalEncoding] = ()) -> list[Handed]:
+    """What each layer hands to its attention, where no layer attends to anything.
+
+    Args:
+        offset: of the positions, in tokens.
+        embedded: encodings that act on the embeddings beforehand.
+    """
+    ids = _tokens(subject)
+    pos = torch.arange(ids.shape[1], device=ids.device)[None]
+    inputs: dict[str, Any] = {"input_ids": ids} | ({"position_ids": pos + offset} if offset else {})
+    if embedded:
+        x = subject.backbone.get_input_embeddings()(ids)
+        for encoding in embedded:
+            x = encoding.embed(x, pos)
+        inputs = {"inputs_embeds": x}
+    with probe.looking() as seen, _implementation(subject, probe.NAME):
+        _forward(subject, inputs)
+    for i, attention in enumerate(subject.attentions):
+        if attention not in seen:
+            raise ValueError(f"{_name(subject)} cannot be patched: the attention of layer {i} never reaches the attention interface")
+    return [seen[attention] for attention in subject.attentions]
+
+
+def _run(subject: Patch) -> Tensor:
+    """Last hidden states [1,Q,M], through the plain definition of attention."""
+    patched = any(p.in_attention for p in subject.placements)
+    with _implementation(subject, f"{probe.PREFIX}eager" if patched else "eager"):
+        return _forward(subject, {"input_ids": _tokens(subject)}).last_hidden_state
+
+
+@torch.no_grad()
+def _forward(subject: Patch, inputs: dict[str, Any]) -> Any:
+    with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
+        return subject.backbone(**inputs, use_cache=False, return_dict=True)
+
+
+def _tokens(subject: Patch) -> Tensor:
+    """Token ids [1,Q], none twice."""
+    config, embedding = subject.backbone.config, subject.embedding
+    count = min(TOKENS, config.max_position_embeddings, len(embedding))
+    return torch.arange(1, 1 + count, device=embedding.device)[None] * (len(embedding) // (count + 1) or 1) % len(embedding)
+
+
+@contextmanager
+def _implementation(subject: Patch, name: str) -> Iterator[None]:
+    config = subject.backbone.config
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
