@@ -3,6 +3,7 @@
 from .checkpoint import register_auto_classes
 from .encodings import Geometry, PositionalEncoding, Region, create, register
 from .inspection import describe, inspect, list_encodings
+from .metrics import metric_path
 from .patching import patch, patched, unpatch
 
 # last, because the evaluation measures with the names above
@@ -16,6 +17,7 @@ __all__ = [
     "describe",
     "inspect",
     "list_encodings",
+    "metric_path",
     "patch",
     "patched",
     "perplexity",

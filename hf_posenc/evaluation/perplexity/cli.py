@@ -13,7 +13,7 @@ from ..corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corp
 from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer, plan_options
 from ..processes import Processes
 from ..result import write_atomically
-from ..side_by_side import SideBySide, settings_of, started
+from ..side_by_side import UNFINISHED, SideBySide, settings_of, started
 from .documents import peeked, stream, usable
 from .key_tokens import KeyTokens
 from .perplexity import perplexity
@@ -135,7 +135,7 @@ class Curves(SideBySide[Result]):
         """The table, perplexity.csv and perplexity.png."""
         from hf_posenc.plotting import plot_perplexity
 
-        print_table(results)
+        print_table(results, self.output / UNFINISHED)
         write_atomically(self.output / "perplexity.csv", to_csv(results))
         native = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         curves = {name: result.curve for name, result in results.items()}

@@ -6,17 +6,26 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..report import csv_text, optional
 from ..token_nll import exp
-from .result import Result
+from .result import Result, Score
 
 
-def print_table(results: dict[str, Result]) -> None:
-    """Print the perplexity of each encoding at each length side by side."""
+def print_table(results: dict[str, Result], scratch: Path) -> None:
+    """Print the perplexity of each encoding at each length side by side, pooled over the documents by the metric of `evaluate`.
+
+    Args:
+        results: by encoding.
+        scratch: a folder for what that library keeps on disk.
+    """
+    from ...metrics.token_perplexity.token_perplexity import TokenPerplexity
+
+    metric = TokenPerplexity(keep_in_memory=True, cache_dir=str(scratch))
     first = next(iter(results.values()))
     table = Table(title=f"{heading(first)}, {first.scores[-1].tokens_scored:,} tokens scored at {first.scores[-1].length:,}")
     table.add_column("encoding", no_wrap=True)
@@ -25,7 +34,8 @@ def print_table(results: dict[str, Result]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for name, result in results.items():
         label = name if result.complete else f"{name} (unfinished)"
-        table.add_row(label, *(f"{score.perplexity:.4g}" for score in result.scores), *footnotes(result))
+        found = [metric.compute(nats=score.document_nats, tokens=score.document_tokens) for score in result.scores]
+        table.add_row(label, *(f"{each['perplexity']:.4g}" for each in found), *footnotes(result, found[-1]["standard_error"]))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for line in remarks(results):
@@ -48,14 +58,14 @@ def remarks(results: dict[str, Result]) -> Iterator[str]:
         yield f"key tokens: perplexity at {score.length:,} of the {score.key_tokens:,} that a long context helps the stock model to predict"
 
 
-def footnotes(result: Result) -> list[str]:
-    """The other columns of one row, at the longest length."""
+def footnotes(result: Result, error: float | None) -> list[str]:
+    """The other columns of one row, at the longest length; `error` is the standard error of its nats."""
     longest = result.scores[-1]
     keys = [optional(None if longest.key_nats is None else exp(longest.key_nats), ".4g")] if result.key_tokens else []
     return [
         *keys,
         optional(longest.last_nats, ".3f"),
-        optional(longest.standard_error, ".3f"),
+        optional(error, ".3f"),
         f"{result.tokens_per_second:,.0f}",
         optional(None if result.peak_memory is None else result.peak_memory / 1e9, ".2f"),
     ]
@@ -69,10 +79,15 @@ def to_csv(results: dict[str, Result]) -> str:
             "options": " ".join(f"{key}={value}" for key, value in result.options.items()),
             "protocol": result.protocol,
             "complete": result.complete,
-            **vars(score),
+            **pooled_score(score),
             "fingerprint": result.fingerprint,
         }
         for name, result in results.items()
         for score in result.scores
     ]
     return csv_text(rows)
+
+
+def pooled_score(score: Score) -> dict[str, Any]:
+    """Its numbers over all documents."""
+    return {name: value for name, value in vars(score).items() if not name.startswith("document_")}

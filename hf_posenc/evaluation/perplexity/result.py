@@ -22,6 +22,8 @@ class Score:
         bits_per_byte: bits per UTF-8 byte of the predicted text; None where the tokenizer keeps no offsets.
         last_nats: mean nats of the last `Result.last_k` predictions of the windows that reach L.
         standard_error: of `nats`, over documents; None with fewer than two.
+        document_nats, document_tokens: nats and number of the predictions of each of `Result.documents`, so that results can be pooled
+            again (`hf_posenc.metric_path`).
         key_tokens, key_nats: how many of the predictions are of key tokens, and their mean nats; None where key tokens were not asked for.
     """
 
@@ -32,6 +34,8 @@ class Score:
     bits_per_byte: float | None
     last_nats: float | None
     standard_error: float | None
+    document_nats: list[float]
+    document_tokens: list[int]
     key_tokens: int = 0
     key_nats: float | None = None
 

@@ -106,20 +106,39 @@ class Record:
 def pool(records: Sequence[Record], length: int) -> Score:
     """The score of all documents at one length, every prediction weighted equally."""
     tallies = [record.tallies[length] for record in records]
-    tokens, nats = sum(t.tokens for t in tallies), ratio((t.nats, t.tokens) for t in tallies)
+    nats, tokens = [t.nats for t in tallies], [t.tokens for t in tallies]
+    found = pooled(nats, tokens)
     total = 0 if any(t.bytes is None for t in tallies) else sum(t.bytes or 0 for t in tallies)
-    assert nats is not None, "a document without predictions is skipped"
     return Score(
         length=length,
-        tokens_scored=tokens,
-        nats=nats,
-        perplexity=exp(nats),
-        bits_per_byte=nats * tokens / math.log(2) / total if total else None,
+        tokens_scored=found["tokens"],
+        nats=found["nats"],
+        perplexity=found["perplexity"],
+        bits_per_byte=sum(nats) / math.log(2) / total if total else None,
         last_nats=ratio((t.last_nats, t.last_tokens) for t in tallies),
-        standard_error=standard_error(tallies),
+        standard_error=found["standard_error"],
+        document_nats=nats,
+        document_tokens=tokens,
         key_tokens=sum(t.key_tokens for t in tallies),
         key_nats=ratio((t.key_nats, t.key_tokens) for t in tallies),
     )
+
+
+def pooled(nats: Sequence[float], tokens: Sequence[int]) -> dict[str, Any]:
+    """Mean nats of all predictions, perplexity, how many they are, and the standard error of the mean, in whatever order they come.
+
+    Args:
+        nats: [N], each summed over the predictions of one text.
+        tokens: [N], how many predictions that is.
+
+    Raises:
+        ValueError: there is no prediction.
+    """
+    count = sum(tokens)
+    if count < 1:
+        raise ValueError("there is no prediction to pool: nats and tokens of at least one are needed")
+    mean = math.fsum(nats) / count
+    return {"nats": mean, "perplexity": exp(mean), "tokens": count, "standard_error": standard_error(nats, tokens)}
 
 
 def ratio(pairs: Iterable[tuple[float, int]]) -> float | None:
@@ -128,14 +147,14 @@ def ratio(pairs: Iterable[tuple[float, int]]) -> float | None:
     return nats / tokens if tokens else None
 
 
-def standard_error(tallies: Sequence[Tally]) -> float | None:
-    """Standard error of the token-weighted mean over documents, a ratio estimate (Cochran 1977, eq. 2.46)."""
-    count = len(tallies)
-    if count < 2:
+def standard_error(nats: Sequence[float], tokens: Sequence[int]) -> float | None:
+    """Standard error of the token-weighted mean over texts, a ratio estimate (Cochran 1977, eq. 2.46); None with fewer than two."""
+    texts, count = len(nats), sum(tokens)
+    if texts < 2:
         return None
-    tokens = sum(t.tokens for t in tallies)
-    mean = sum(t.nats for t in tallies) / tokens
-    return math.sqrt(sum((t.nats - t.tokens * mean) ** 2 for t in tallies) * count / (count - 1)) / tokens
+    mean = math.fsum(nats) / count
+    squares = math.fsum((summed - each * mean) ** 2 for summed, each in zip(nats, tokens, strict=True))
+    return math.sqrt(squares * texts / (texts - 1)) / count
 
 
 def pool_buckets(records: Sequence[Record], longest: int) -> list[Bucket]:
