@@ -1,29 +1,14 @@
-"""hf_posenc: swap the positional encoding of a Hugging Face decoder in one line, undo it, save it and load it again."""
+"""hf_posenc: swap the positional encoding of a Hugging Face decoder in one line, undo it, save it and load it again.
 
-from .checkpoint import register_auto_classes
-from .encodings import Geometry, PositionalEncoding, Region, create, register
-from .inspection import describe, inspect, list_encodings
-from .metrics import metric_path
-from .patching import patch, patched, unpatch
+Nothing is imported before it is used. The public names stand in `__init__.pyi`, where type checkers read them too.
+"""
 
-# last, because the evaluation measures with the names above
-from .evaluation import perplexity  # isort: skip
+import lazy_loader
+import wrapt
 
-__all__ = [
-    "Geometry",
-    "PositionalEncoding",
-    "Region",
-    "create",
-    "describe",
-    "inspect",
-    "list_encodings",
-    "metric_path",
-    "patch",
-    "patched",
-    "perplexity",
-    "register",
-    "unpatch",
-]
 __version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-register_auto_classes()
+# The Auto classes learn to load our checkpoints as soon as both packages are there, whichever was imported first.
+wrapt.register_post_import_hook("hf_posenc.auto:register_configuration", "transformers.models.auto.configuration_auto")
+wrapt.register_post_import_hook("hf_posenc.auto:register_loaders", "transformers.models.auto.modeling_auto")

@@ -1,48 +1,35 @@
-"""Loading a checkpoint of a patched model: the Auto classes find `PosencConfig` in their registries once `hf_posenc` is imported."""
+"""Loading a checkpoint of a patched model."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto.auto_factory import _get_model_class
 
 from .architectures.base import RotarySlot
 from .encodings import PositionalEncoding
 from .patching import Request, apply, patch_of
-from .patching.proof import prove
-from .patching.record import requests_of
-from .patching.saving import PosencConfig
-
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+from .saved_config import PosencConfig
 
 
-class Loader:
-    """Stands in the registry of one Auto class, and builds that Auto class's model for the base configuration."""
+def load(auto: Any, path: str, *args: Any, config: PosencConfig, **kwargs: Any) -> Any:
+    """What `auto.from_pretrained` returns for the base configuration, with the encodings in place before the weights arrive."""
+    base = config.model_config()
+    model_class = _get_model_class(base, auto._model_mapping)
+    loaded = _patched_class(model_class, config).from_pretrained(path, *args, config=base, **kwargs)
+    _finish(loaded[0] if isinstance(loaded, tuple) else loaded, model_class)
+    return loaded
 
-    auto: Any
 
-    @classmethod
-    def from_pretrained(cls, path: str, *args: Any, config: PosencConfig, **kwargs: Any) -> Any:
-        """Load as the model's own class does, with the encodings in place before the weights arrive."""
-        base = config.model_config()
-        model_class = _get_model_class(base, cls.auto._model_mapping)
-        loaded = _patched_class(model_class, config).from_pretrained(path, *args, config=base, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        _finish(model, model_class)
-        record = patch_of(model)
-        prove(record, requests_of(record.placements))  # this may be another version of transformers than the one it was saved with
-        return loaded
-
-    @classmethod
-    def _from_config(cls, config: PosencConfig, **kwargs: Any) -> PreTrainedModel:
-        base = config.model_config()
-        model_class = _get_model_class(base, cls.auto._model_mapping)
-        model = _patched_class(model_class, config)._from_config(base, **kwargs)
-        _finish(model, model_class)
-        return model
+def build(auto: Any, config: PosencConfig, **kwargs: Any) -> PreTrainedModel:
+    """What `auto.from_config` returns for the base configuration, with the encodings in place."""
+    base = config.model_config()
+    model_class = _get_model_class(base, auto._model_mapping)
+    model = _patched_class(model_class, config)._from_config(base, **kwargs)
+    _finish(model, model_class)
+    return model
 
 
 def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> type[PreTrainedModel]:
@@ -71,11 +58,3 @@ def _finish(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:
     for module in model.modules():
         if isinstance(module, RotarySlot):
             module.refresh_slot()
-
-
-def register_auto_classes() -> None:
-    """Make the Auto classes of transformers know checkpoints of patched models."""
-    AutoConfig.register(PosencConfig.model_type, PosencConfig)
-    for name in AUTO_CLASSES:
-        auto = getattr(transformers, name)
-        auto.register(PosencConfig, type(f"{name}Loader", (Loader,), {"auto": auto}))

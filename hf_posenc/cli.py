@@ -6,11 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.table import Table
-
 from .command import exit_status
-from .inspection import describe, inspect, list_encodings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +37,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .catalogue import describe, list_encodings
+
     table = Table("encoding", "what it is", "acts on", "to be trained", box=None, pad_edge=False)
     for name in list_encodings():
         d = describe(name)
@@ -49,6 +50,8 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _describe(arguments: argparse.Namespace) -> None:
+    from .catalogue import describe
+
     print(describe(arguments.encoding))
 
 
@@ -56,6 +59,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM
 
     from .evaluation.demo_model import resolve_model
+    from .inspection import inspect
 
     print(inspect(AutoModelForCausalLM.from_pretrained(resolve_model(arguments.model), dtype="auto")))
 

@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-from transformers import HfArgumentParser
-
 CONFIGS = Path(__file__).parent / "configs"
 INTERRUPTED = 130
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)
@@ -40,6 +37,8 @@ def parse(kinds: Sequence[type], prog: str, argv: list[str] | None, defaults: Ma
     Raises:
         ValueError: the file is no mapping or has a name that no flag has, or there is no such preset.
     """
+    from transformers import HfArgumentParser
+
     words = sys.argv[1:] if argv is None else argv
     usage = f"{prog} [SETTINGS.yaml | --preset NAME] [--flag value ...]"
     parser = HfArgumentParser(cast(Any, kinds), prog=prog, usage=usage, description=kinds[0].__doc__)
@@ -67,6 +66,8 @@ def read_settings(path: str, known: set[str]) -> dict[str, Any]:
     Raises:
         ValueError: it is not a mapping, or has a name that no flag has.
     """
+    import yaml
+
     settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings; write one `name: value` a line")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .. import inspection, patching
+from .. import catalogue, inspection, patching
 from ..command import listed, parse_option
 from ..encodings import PositionalEncoding
 from .corpus import Document
@@ -57,7 +57,7 @@ def plan_options(arguments: ModelArguments) -> dict[str, dict[str, Any]]:
     """The options of each encoding: of those given, the ones it takes. One that none of them takes is an error."""
     given = dict(parse_option(option) for option in arguments.option)
     given |= {name: value for name in ("factor", "target_length") if (value := getattr(arguments, name)) is not None}
-    takes: dict[str, Any] = {name: () if name == STOCK else inspection.describe(name).options for name in arguments.encoding}
+    takes: dict[str, Any] = {name: () if name == STOCK else catalogue.describe(name).options for name in arguments.encoding}
     for option in given:
         if not any(option in options for options in takes.values()):
             known = "; ".join(f"{name}: {', '.join(options) or 'none'}" for name, options in takes.items())
@@ -128,7 +128,7 @@ def plan_of(encodings: Encodings) -> dict[str, dict[str, Any]]:
     plan = {name: dict(encodings[name]) if isinstance(encodings, Mapping) else {} for name in names}
     for name in plan:
         if name != STOCK:
-            inspection.describe(name)
+            catalogue.describe(name)
     return plan
 
 

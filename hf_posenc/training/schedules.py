@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, default_data_collator
 
-from .. import inspection, patching
+from .. import catalogue, inspection, patching
 from ..encodings import ENCODINGS, Geometry, PositionalEncoding, create
 
 
@@ -47,7 +47,7 @@ class Anneal(TrainerCallback):
         self._check()
 
     def _check(self) -> None:
-        known = inspection.describe(self.encoding).options
+        known = catalogue.describe(self.encoding).options
         if self.option not in known:
             raise ValueError(f"{self.encoding!r} has no option {self.option!r}; it has: {', '.join(known) or 'none'}")
         if self.steps < 1 or self.every < 1:

@@ -1,0 +1,43 @@
+"""Letting the Auto classes of transformers know checkpoints of patched models.
+
+The two functions run while transformers is half imported, so what they need of it is only what they are given and what lies below that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .saved_config import PosencConfig
+
+AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+
+
+class Loader:
+    """Stands in the registry of one Auto class, and builds that Auto class's model for the base configuration."""
+
+    auto: Any
+
+    @classmethod
+    def from_pretrained(cls, path: str, *args: Any, config: PosencConfig, **kwargs: Any) -> Any:
+        """Load as the model's own class does, with the encodings in place before the weights arrive."""
+        from .checkpoint import load
+
+        return load(cls.auto, path, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: PosencConfig, **kwargs: Any) -> Any:
+        from .checkpoint import build
+
+        return build(cls.auto, config, **kwargs)
+
+
+def register_configuration(configuration_auto: Any) -> None:
+    """Register with `AutoConfig`; takes the module that defines it."""
+    configuration_auto.AutoConfig.register(PosencConfig.model_type, PosencConfig, exist_ok=True)
+
+
+def register_loaders(modeling_auto: Any) -> None:
+    """Register with the Auto classes of models; takes the module that defines them."""
+    for name in AUTO_CLASSES:
+        auto = getattr(modeling_auto, name)
+        auto.register(PosencConfig, type(f"{name}Loader", (Loader,), {"auto": auto}), exist_ok=True)

@@ -1,0 +1,57 @@
+"""The configuration of a checkpoint that has an encoding which transformers does not know.
+
+It is registered while transformers is half imported, so the Auto classes are imported where they are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.configuration_utils import PretrainedConfig
+
+NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use AutoModelForCausalLM"
+OF_ANY_MODEL = ("return_unused_kwargs", "attn_implementation", "experts_implementation", "dtype", "torch_dtype", "name_or_path")
+"""Options of `from_pretrained` about a configuration as such; the others mean the configuration of the model."""
+
+
+class PosencConfig(PretrainedConfig):
+    """Configuration of a checkpoint that transformers alone must not load.
+
+    Args:
+        base_model_type: model type of the model.
+        base_config: its configuration, as before any patch. It names no model type of its own: model classes look for
+            theirs in nested configurations, and would load what they find.
+        positional_encoding: the requests to repeat on it, each with name, options and layers.
+        vocab_size: a notice where every model class wants a number, so that none of them loads a wrong model.
+    """
+
+    model_type = "hf_posenc"
+    base_model_type: str = ""
+    base_config: dict[str, Any] | None = None
+    positional_encoding: list[dict[str, Any]] | None = None
+    vocab_size: int | str = NOTICE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; what the caller overrides (`num_labels`, `use_cache` ...) is overridden in the model's configuration."""
+        if config_dict.get("base_config") and config_dict.get("base_model_type"):
+            from transformers import CONFIG_MAPPING
+
+            own = {k: kwargs.pop(k) for k in OF_ANY_MODEL if k in kwargs}
+            base_class = CONFIG_MAPPING[config_dict["base_model_type"]]
+            base, unused = base_class.from_dict(dict(config_dict["base_config"]), return_unused_kwargs=True, **kwargs)
+            entries = {k: v for k, v in base.to_dict().items() if k != "model_type"}
+            config_dict, kwargs = config_dict | {"base_config": entries}, own | unused
+        return super().from_dict(config_dict, **kwargs)
+
+    def model_config(self) -> PretrainedConfig:
+        """The configuration of the model itself."""
+        from transformers import AutoConfig
+
+        if not self.base_config or not self.positional_encoding:
+            raise ValueError("the checkpoint names no base_config or no positional_encoding; its config.json is damaged")
+        config = AutoConfig.for_model(self.base_model_type, **self.base_config)
+        config._attn_implementation = self._attn_implementation
+        config._experts_implementation = self._experts_implementation
+        config.dtype = self.dtype
+        return config
