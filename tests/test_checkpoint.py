@@ -1,7 +1,9 @@
 """Saving, loading, training and offloading patched models, through every door that transformers has."""
 
 import copy
+import itertools
 import json
+import pickle
 import subprocess
 import sys
 
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 import hf_posenc
+from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.patching import patch_of
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
@@ -245,7 +248,6 @@ STOCK = [
     ("llama", "p_rope", {}),
     ("gpt_neox", "linear", {"factor": 4.0}),
     ("gemma3_text", "linear", {"factor": 4.0, "layers": "all"}),
-    ("gpt2", "learned", {"max_positions": 30}),
     ("opt", "learned", {"max_positions": 30}),
 ]
 
@@ -549,3 +551,100 @@ def test_options_and_layers_are_saved(registered, ids, tmp_path):
 def test_a_plain_config_is_not_ours():
     assert type(AutoConfig.for_model("llama")) is LlamaConfig
     assert AutoConfig.for_model("llama").model_type == "llama"
+
+
+# -- what a stock checkpoint promises ---------------------------------------------------------------------------------
+
+
+def inputs_of_every_kind():
+    """Rows as people give them: plain, padded on either side, with positions of their own."""
+    torch.manual_seed(11)
+    ids = torch.randint(3, 60, (2, 10))
+    left, right = torch.ones_like(ids), torch.ones_like(ids)
+    left[0, :3], right[0, 7:] = 0, 0
+    shifted = torch.arange(2, 12).expand(2, -1)
+    return {
+        "plain": {"input_ids": ids},
+        "left": {"input_ids": ids, "attention_mask": left},
+        "right": {"input_ids": ids, "attention_mask": right},
+        "left with positions": {"input_ids": ids, "attention_mask": left, "position_ids": (left.cumsum(-1) - 1).clamp(min=0)},
+        "shifted": {"input_ids": ids, "position_ids": shifted},
+    }
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@torch.no_grad()
+def test_a_stock_checkpoint_computes_what_the_patched_model_did(arch, tmp_path):
+    """Whatever the input: built by transformers from the saved configuration and weights alone."""
+    claimed = 0
+    for name, layers in itertools.product(hf_posenc.list_encodings(), (None, "all")):
+        try:
+            model = hf_posenc.patch(tiny_model(arch), name, layers=layers, **options_for(name))
+        except ValueError:
+            continue
+        if not hf_posenc.inspect(model).stock_checkpoint:
+            continue
+        claimed += 1
+        model.save_pretrained(tmp_path / name)
+        stock = type(model).from_pretrained(tmp_path / name)
+        assert "posenc" not in repr(stock)
+        for kind, inputs in inputs_of_every_kind().items():
+            real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+            assert_close(
+                stock(**inputs).logits[real], model(**inputs).logits[real], **CLOSE, msg=lambda m, k=kind, n=name: f"{n}, {k}: {m}"
+            )
+    assert bool(claimed) == (arch != "gpt2"), "stock GPT-2 counts padding, a patched one does not"
+
+
+# -- PEFT -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["alibi", "t5", "rerope"])
+@torch.no_grad()
+def test_an_adapter_on_a_loaded_base(arch, name, ids, tmp_path):
+    """The way that the README recommends: save the patched base, load it, train an adapter, and load both again."""
+    peft = pytest.importorskip("peft")
+    trained(arch, name).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM")).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    assert not any("embed" in key for key in peft.utils.load_peft_weights(tmp_path / "adapter")), "the vocabulary is that of the base"
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert_close(again(ids).logits, model(ids).logits, **CLOSE)
+    assert not torch.allclose(again(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path / "base")(ids).logits)
+
+
+@torch.no_grad()
+def test_the_configuration_of_a_loaded_model_is_one_of_its_family(ids, tmp_path):
+    hf_posenc.patch(tiny_model("llama"), "alibi").save_pretrained(tmp_path / "patched")
+    tiny_model("llama").save_pretrained(tmp_path / "stock")
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "patched").config
+    assert isinstance(config, LlamaConfig)
+    for copied in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert type(copied) is type(config) and copied.to_dict() == config.to_dict()
+        assert type(AutoModelForCausalLM.from_config(copied)) is type(tiny_model("llama"))
+    for folder in ("patched", "stock"):
+        assert type(config).from_pretrained(tmp_path / folder).vocab_size == 61
+    with pytest.raises(Exception, match="import hf_posenc"):
+        LlamaConfig.from_pretrained(tmp_path / "patched")
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, RuntimeError, AttributeError])
+@torch.no_grad()
+def test_a_scheme_that_the_family_cannot_build_is_no_stock_checkpoint(error, ids, tmp_path):
+    """A rotary module may stumble over its own configuration (an entry that is None, a scheme it does not know) in any way."""
+    model = tiny_model("llama")
+    kind = type(model.model.rotary_emb)
+
+    class Stumbling(kind):
+        def __init__(self, config, device=None):
+            if config.rope_parameters["rope_type"] != "default":
+                raise error("out of luck")
+            super().__init__(config, device)
+
+    model.model.rotary_emb.__class__ = Stumbling
+    hf_posenc.patch(model, "yarn", factor=4.0)
+    assert not hf_posenc.inspect(model).stock_checkpoint
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)

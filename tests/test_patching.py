@@ -733,7 +733,7 @@ def test_inspect_says_where_things_are():
     assert live("llama", "kerple") == ("in the attention function", False, 8, NATIVE)
     assert live("llama", "sinusoidal") == ("in the embeddings", False, 0, NATIVE)
     assert live("llama", "nope") == ("with the native encoding switched off", False, 0, NATIVE)
-    assert live("gpt2", "learned", max_positions=20) == ("in the native slot", True, 20 * 64, 20)
+    assert live("gpt2", "learned", max_positions=20) == ("in the native slot", False, 20 * 64, 20)
     assert live("gpt2", "rope") == ("in the attention function", False, 0, NATIVE)
     stock = hf_posenc.inspect(tiny_model("llama"))
     assert stock.stock_checkpoint and not stock.encodings and "patched: no" in str(stock)

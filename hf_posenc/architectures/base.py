@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 import torch
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import align_module_device
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -152,9 +151,9 @@ class Architecture:
                 config.rope_parameters = config.rope_parameters | entries
         try:  # as it will be read back: some families (Phi-3) refuse schemes that their modules could compute
             config = type(config).from_dict(config.to_dict())
-        except (KeyError, ValueError, StrictDataclassError):
+            built = self.fresh(native, config)
+        except Exception:  # whatever a family raises there, a checkpoint that it cannot read is none of its own
             return None
-        built = self.fresh(native, config)
         return config if all(_same_state(built, group, encoding) for group, encoding in contents.items()) else None
 
 
@@ -210,6 +209,8 @@ class TableArchitecture(Architecture):
 
     offset: ClassVar[int] = 0
     """Rows of the table before position 0."""
+    counts_padding: ClassVar[bool] = False
+    """Without position ids, the stock model gives rows of the table to padding on the left too; a patched one never does."""
 
     def group(self, config: PretrainedConfig, layer: int) -> Group:
         return None
@@ -253,7 +254,8 @@ class TableArchitecture(Architecture):
         self, native: nn.Module, config: PretrainedConfig, contents: dict[Group, PositionalEncoding | None]
     ) -> PretrainedConfig | None:
         encoding = contents[None]
-        return config if encoding is not None and encoding.table_rows() is not None else None
+        says_the_same = encoding is not None and encoding.table_rows() is not None and not self.counts_padding
+        return config if says_the_same else None
 
 
 def _loaded(native: Any) -> Tensor:

@@ -5,6 +5,7 @@ from .base import TableArchitecture, register
 
 class GPT2(TableArchitecture):
     layers, attention, slot = "h", "attn", "wpe"
+    counts_padding = True
 
     def check(self, backbone: PreTrainedModel) -> None:
         if backbone.config.reorder_and_upcast_attn:
