@@ -11,6 +11,8 @@ from transformers.models.auto.auto_factory import _get_model_class
 from .architectures.base import RotarySlot
 from .encodings import PositionalEncoding
 from .patching import Request, apply, patch_of
+from .patching.proof import prove
+from .patching.record import requests_of
 from .saved_config import PosencConfig
 
 
@@ -19,7 +21,10 @@ def load(auto: Any, path: str, *args: Any, config: PosencConfig, **kwargs: Any) 
     base = config.model_config()
     model_class = _get_model_class(base, auto._model_mapping)
     loaded = _patched_class(model_class, config).from_pretrained(path, *args, config=base, **kwargs)
-    _finish(loaded[0] if isinstance(loaded, tuple) else loaded, model_class)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    _finish(model, model_class)
+    record = patch_of(model)
+    prove(record, requests_of(record.placements))  # the model may have been saved with another version of transformers
     return loaded
 
 
