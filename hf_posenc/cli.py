@@ -37,16 +37,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from .catalogue import describe, list_encodings
+    from .tables import print_texts
 
-    table = Table("encoding", "what it is", "acts on", "to be trained", box=None, pad_edge=False)
+    rows = []
     for name in list_encodings():
         d = describe(name)
-        table.add_row(name, d.documentation.split("\n")[0], ", ".join(d.stages) or "nothing", "yes" if d.needs_training else "no")
-    Console().print(table)
+        rows.append([name, d.documentation.split("\n")[0], ", ".join(d.stages) or "nothing", "yes" if d.needs_training else "no"])
+    print_texts(["encoding", "what it is", "acts on", "to be trained"], rows)
 
 
 def _describe(arguments: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def test_the_recipe_measures_the_stock_model(model, tmp_path):
     run = json.loads(next(tmp_path.glob("stock-*.json")).read_text())
     assert [score["tokens_scored"] for score in run["scores"]] == [31, 127]
     assert f"{run['scores'][-1]['perplexity']:.4g}" in done.stdout
-    assert "tokens/s" in done.stderr
+    assert not any(mark in done.stderr for mark in ("━", "it/s", "tokens/s", "Loading weights")), "no bar in a pipe"
     with open(tmp_path / "perplexity.csv") as file:
         assert [(row["encoding"], row["length"]) for row in csv.DictReader(file)] == [("stock", "32"), ("stock", "128")]
     assert (tmp_path / "perplexity.png").stat().st_size > 1000

@@ -7,11 +7,9 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from ..evaluation.result import write_atomically
 from ..plotting import save
+from ..tables import print_numbers
 from .html import page
 from .plots import length_figure
 from .runs import Study, curve
@@ -50,13 +48,9 @@ def print_table(study: Study, summaries: list[Summary]) -> None:
     caption = f"perplexity per {a.unit}" + (
         f", mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}" if seeds[1:] else ""
     )
-    table = Table("encoding", *(f"{n:,}" for n in a.lengths), "parameters", "train s", title=caption, box=None)
-    for s in summaries:
-        values = [str(s.perplexity.get(length, "-")) for length in a.lengths]
-        table.add_row(s.label, *values, f"{s.parameters:,}", f"{s.seconds:.0f}")
-    console = Console()
-    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
-    console.print(table)
+    values = [[str(s.perplexity.get(length, "-")) for length in a.lengths] for s in summaries]
+    rows = [[s.label, *found, f"{s.parameters:,}", f"{s.seconds:.0f}"] for s, found in zip(summaries, values, strict=True)]
+    print_numbers(caption, ["encoding", *(f"{n:,}" for n in a.lengths), "parameters", "train s"], rows)
     if any(len(s.perplexity) < len(a.lengths) for s in summaries):
         print("-: the encoding is not defined at that length")
 

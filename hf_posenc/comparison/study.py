@@ -9,17 +9,16 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import logging
 
 from ..command import exit_status, parse
 from ..evaluation.measure import versions
 from ..evaluation.models import encoded, inspect_model
+from ..evaluation.report import own_bar_only
 from ..evaluation.result import write_atomically
 from .arguments import APART, CompareArguments, Variant, read_variants
 from .base import build, open_base, weights_digest
@@ -39,19 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     return exit_status(lambda: run(*parse([CompareArguments], "compare", argv)))
 
 
-@contextmanager
-def own_progress_only() -> Iterator[None]:
-    """Without the bars of transformers, which would come for every model and checkpoint."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-@own_progress_only()
+@own_bar_only()
 def run(arguments: CompareArguments) -> list[Result]:
     """Do what is not on disk yet, then report all of it.
 
@@ -171,6 +158,6 @@ def one_run(study: Study, each: Run, tick: Callable[[int], None]) -> Result:
 
 
 def progress_bar() -> Progress:
-    """Over all steps of all runs, with the time left."""
+    """Over all steps of all runs, with the time left; none in a file or a pipe."""
     columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not sys.stdout.isatty())

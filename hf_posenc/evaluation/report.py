@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
-
-from .token_nll import Progress as Advance
+from transformers import logging
 
 
 class TokensPerSecond(ProgressColumn):
@@ -23,19 +24,53 @@ class TokensPerSecond(ProgressColumn):
         return Text(f"{task.speed:,.0f} tokens/s" if task.speed else "", style="progress.data.speed")
 
 
+class Bar:
+    """Tokens done of all that a run takes, on stderr where that is a terminal, with the time left for all of them.
+
+    Args:
+        tokens: how many; None shows a bar without an end.
+        shown: by one of the processes.
+    """
+
+    def __init__(self, tokens: int | None, shown: bool = True):
+        columns = (TextColumn("{task.description}"), BarColumn(16), TaskProgressColumn(), TokensPerSecond(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty()))
+        self.task = self.progress.add_task("", total=tokens)
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def name(self, part: str) -> None:
+        """Which part of the run is next."""
+        self.progress.update(self.task, description=escape(part))
+
+    def advance(self, tokens: float) -> None:
+        """So many more are done."""
+        self.progress.advance(self.task, tokens)
+
+
 @contextmanager
-def progress_bar(name: str, tokens: int | None) -> Iterator[Advance]:
-    """A bar on stderr over that many tokens, without an end where that is None; yields what to call with each number of tokens done."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TokensPerSecond(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=tokens)
-        yield lambda done: bar.advance(task, done)
+def own_bar_only() -> Iterator[None]:
+    """Without the bars of transformers (weights) and datasets (rows), of which there would be many; those of a download stay."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub import utils as hub
+
+    weights, rows, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled(), not hub.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    if downloads:
+        hub.enable_progress_bars()
+    try:
+        yield
+    finally:
+        if weights:
+            logging.enable_progress_bar()
+        if rows:
+            enable_progress_bars()
 
 
 def optional(value: float | None, spec: str) -> str:

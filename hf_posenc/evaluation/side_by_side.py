@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from .models import ModelArguments, check_live, digest, weights_digest
 from .processes import Processes
-from .report import progress_bar
+from .report import Bar
 from .result import Interrupted
 from .token_nll import Progress
 
@@ -78,37 +77,35 @@ class SideBySide(Generic[Found]):
         return Path(self.arguments.output_dir)
 
     def run(self) -> dict[str, Found]:
-        """Measure every encoding and compare them.
+        """Measure every encoding that is not on disk, and compare them all.
 
         Raises:
             Interrupted: Ctrl-C; what was finished is reported and on disk.
         """
-        results: dict[str, Found] = {}
+        found = {} if self.arguments.overwrite else self.on_disk()
+        self.processes.wait()  # all have looked before one writes
+        for name in found:
+            announce(self.processes, f"{name}: measured before, taken from {self.file(name)} (--overwrite measures again)")
         try:
-            for name, settings in self.plan.items():
-                results[name] = self.known_or_measured(name, settings)
-        except Interrupted as stopped:
-            if stopped.result is not None:
-                results[name] = stopped.result
+            self.measure([name for name in self.plan if name not in found], found)
+        except Interrupted:
             announce(self.processes, "interrupted: the same command goes on from what was finished")
             raise
         finally:
-            if results and self.processes.main:
-                self.report(results)
+            if found and self.processes.main:
+                self.report({name: found[name] for name in self.plan if name in found})
         self.processes.wait()
         if self.processes.main:
             shutil.rmtree(self.output / UNFINISHED, ignore_errors=True)
-        return results
+        return {name: found[name] for name in self.plan}
 
-    def known_or_measured(self, name: str, settings: dict[str, Any]) -> Found:
-        """The result of one encoding, which is on disk then."""
-        file = self.output / f"{name}-{digest(settings)}.json"
-        before = None if self.arguments.overwrite else self.finished(file)
-        self.processes.wait()  # all have looked before one writes
-        if before is None:
-            return self.measured(name, settings, file)
-        announce(self.processes, f"{name}: measured before with the same settings, taken from {file} (--overwrite measures again)")
-        return before
+    def file(self, name: str) -> Path:
+        """Where the result of an encoding goes to."""
+        return self.output / f"{name}-{digest(self.plan[name])}.json"
+
+    def on_disk(self) -> dict[str, Found]:
+        """The results that an earlier call left."""
+        return {name: result for name in self.plan if (result := self.finished(self.file(name))) is not None}
 
     def finished(self, file: Path) -> Found | None:
         """The result in a file; None where there is none, or it was interrupted, or another version of this package wrote it."""
@@ -118,18 +115,24 @@ class SideBySide(Generic[Found]):
             return None
         return result if result.complete else None
 
-    def measured(self, name: str, settings: dict[str, Any], file: Path) -> Found:
-        """One encoding, with a progress bar; an interrupted result is saved too."""
-        shown = progress_bar(name, self.tokens(name, settings)) if self.processes.main else nullcontext(None)
-        try:
-            with shown as advance:
-                result = self.find(name, settings, self.output / UNFINISHED, advance)
-        except Interrupted as stopped:
-            if stopped.result is not None and self.processes.main:
-                stopped.result.save(file)
-            raise
+    def measure(self, names: Sequence[str], found: dict[str, Found]) -> None:
+        """One encoding after another, with one bar; each result is saved, also one that was interrupted."""
+        tokens = [self.tokens(name, self.plan[name]) for name in names]
+        with Bar(None if None in tokens else sum(filter(None, tokens)), self.processes.main) as bar:
+            for name in names:
+                bar.name(name)
+                try:
+                    found[name] = self.find(name, self.plan[name], self.output / UNFINISHED, bar.advance)
+                except Interrupted as stopped:
+                    if stopped.result is not None:
+                        found[name] = self.saved(name, stopped.result)
+                    raise
+                self.saved(name, found[name])
+
+    def saved(self, name: str, result: Found) -> Found:
+        """The result, which is on disk then."""
         if self.processes.main:
-            result.save(file)
+            result.save(self.file(name))
         return result
 
 

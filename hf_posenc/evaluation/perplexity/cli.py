@@ -12,6 +12,7 @@ from ...command import exit_status, listed, parse
 from ..corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
 from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer, plan_options
 from ..processes import Processes
+from ..report import own_bar_only
 from ..result import write_atomically
 from ..side_by_side import UNFINISHED, SideBySide, settings_of, started
 from .documents import peeked, stream, usable
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     return exit_status(lambda: run(*parse([PerplexityArguments], "perplexity", argv)))
 
 
+@own_bar_only()
 def run(arguments: PerplexityArguments) -> dict[str, Result]:
     """Measure every encoding, skipping those already on disk with the same settings, and compare them.
 

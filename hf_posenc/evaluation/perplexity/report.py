@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from ...tables import print_numbers
 from ..report import csv_text, optional
 from ..token_nll import exp
 from .result import Result, Score
@@ -27,19 +24,17 @@ def print_table(results: dict[str, Result], scratch: Path) -> None:
 
     metric = TokenPerplexity(keep_in_memory=True, cache_dir=str(scratch))
     first = next(iter(results.values()))
-    table = Table(title=f"{heading(first)}, {first.scores[-1].tokens_scored:,} tokens scored at {first.scores[-1].length:,}")
-    table.add_column("encoding", no_wrap=True)
     keys = ["key tokens"] if first.key_tokens else []
-    for title in [*(f"{score.length:,}" for score in first.scores), *keys, f"last-{first.last_k} nats", "± nats", "tokens/s", "peak GB"]:
-        table.add_column(title, justify="right", no_wrap=True)
+    more = [*keys, f"last-{first.last_k} nats", "± nats", "tokens/s", "peak GB"]
+    rows = []
     for name, result in results.items():
         label = name if result.complete else f"{name} (unfinished)"
         found = [metric.compute(nats=score.document_nats, tokens=score.document_tokens) for score in result.scores]
-        table.add_row(label, *(f"{each['perplexity']:.4g}" for each in found), *footnotes(result, found[-1]["standard_error"]))
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+        rows.append([label, *(f"{each['perplexity']:.4g}" for each in found), *footnotes(result, found[-1]["standard_error"])])
+    title = f"{heading(first)}, {first.scores[-1].tokens_scored:,} tokens scored at {first.scores[-1].length:,}"
+    print_numbers(title, ["encoding", *(f"{score.length:,}" for score in first.scores), *more], rows)
     for line in remarks(results):
-        console.print(line, highlight=False, soft_wrap=True)
+        print(line)
 
 
 def heading(result: Result) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from ...command import exit_status, listed, parse
 from ..models import ModelArguments, check_tokenizer, load_model, load_tokenizer, plan_options
 from ..processes import Processes
+from ..report import own_bar_only
 from ..side_by_side import SideBySide, settings_of, started
 from .grid import Grid
 from .passkey import check_reach, passkey
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     return exit_status(lambda: run(*parse([PasskeyArguments], "passkey", argv)))
 
 
+@own_bar_only()
 def run(arguments: PasskeyArguments) -> dict[str, PasskeyResult]:
     """Measure every encoding, skipping those already on disk with the same settings, and compare them.
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from ...tables import print_numbers
 from ..report import csv_text, optional
 from ..result import write_atomically
 from .result import PasskeyResult
@@ -33,17 +30,14 @@ def print_table(results: Results) -> None:
     """Print how many prompts of each length were answered exactly, over all depths, side by side."""
     first = next(iter(results.values()))
     lengths = sorted({length for result in results.values() for length in result.lengths})
-    table = Table(title=f"{heading(first)}: prompts answered exactly")
-    table.add_column("encoding", no_wrap=True)
-    for title in [*(f"{length:,}" for length in lengths), "tokens right", "nats", "generated", "tokens/s", "peak GB"]:
-        table.add_column(title, justify="right", no_wrap=True)
-    for result in results.values():
-        table.add_row(label(result), *(f"{found}/{of}" for found, of in map(result.found, lengths)), *footnotes(result, lengths[-1]))
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    header = ["encoding", *(f"{length:,}" for length in lengths), "tokens right", "nats", "generated", "tokens/s", "peak GB"]
+    rows = [
+        [label(result), *(f"{found}/{of}" for found, of in map(result.found, lengths)), *footnotes(result, lengths[-1])]
+        for result in results.values()
+    ]
+    print_numbers(f"{heading(first)}: prompts answered exactly", header, rows)
     depths = ", ".join(f"{depth:g}" for depth in sorted({cell.depth for cell in first.cells}))
-    about = f"tokens right, nats of the answer and generated: at {lengths[-1]:,}; depths {depths}; {first.dtype}, {first.attention}"
-    console.print(about, highlight=False, soft_wrap=True)
+    print(f"tokens right, nats of the answer and generated: at {lengths[-1]:,}; depths {depths}; {first.dtype}, {first.attention}")
 
 
 def heading(result: PasskeyResult) -> str:
