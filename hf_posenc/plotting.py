@@ -16,6 +16,11 @@ Grid = Mapping[tuple[int, float], float]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":")
+FAR = 10
+CLOSE = 3.0
+"""Points of the picture between lines that the eye takes for one."""
+DASH = 4.0
+"""Length of a dash, in line widths, where several lines share one path."""
 
 
 def plot_perplexity(
@@ -23,8 +28,9 @@ def plot_perplexity(
 ) -> Path:
     """Draw perplexity against context length, one line per name; the legend has the order of the lines' right ends.
 
-    A value that is infinite, or more than 1,000 times the smallest, is drawn on the upper edge with its number beside it. None, NaN
-    and missing lengths are left out; a name without any value has no line.
+    Values that are infinite or far off (`ceiling`) do not set the scale: they are drawn on the upper edge with an arrow and their
+    numbers. Lines that lie on each other are dashed in turn. None, NaN and missing lengths are left out; a name without any value has
+    no line.
 
     Args:
         curves: name -> {length in tokens: perplexity}.
@@ -95,9 +101,10 @@ def usable(curve: Curve) -> dict[int, float]:
 
 
 def ceiling(values: Iterable[float]) -> float:
-    """The largest value drawn true to scale: at most 1,000 times the smallest."""
-    finite = [value for value in values if math.isfinite(value)]
-    return max((value for value in finite if value <= 1_000 * min(finite)), default=1.0)
+    """The largest value drawn true to scale: the last one before a step by a factor of 10 that fewer than half of the values lie above."""
+    finite = sorted(value for value in values if math.isfinite(value))
+    steps = (value for at, value in enumerate(finite[:-1], 1) if finite[at] > FAR * value and 2 * at >= len(finite))
+    return next(steps, finite[-1] if finite else 1.0)
 
 
 def clipped(value: float, top: float) -> float:
@@ -118,6 +125,29 @@ def styles() -> Iterator[dict[str, Any]]:
         yield {"color": COLOURS[nth], "marker": MARKERS[nth], "linestyle": DASHES[again % len(DASHES)], **common}
 
 
+def tell_apart(axes: Any) -> None:
+    """Let lines that lie on each other leave gaps in which the others show, and have larger marks the further below they are."""
+    axes.autoscale_view()
+    groups: list[list[Any]] = []
+    for line in (each for each in axes.get_lines() if each.get_transform() == axes.transData):
+        same = [group for group in groups if any(on_each_other(axes, line, other) for other in group)]
+        groups = [*(group for group in groups if group not in same), [*(each for group in same for each in group), line]]
+    for group in groups:
+        for above, line in enumerate(reversed(group if group[1:] else [])):
+            line.set(linestyle=(above * DASH, (DASH, DASH * (len(group) - 1))), dash_capstyle="butt")
+            line.set_markersize(line.get_markersize() + min(3.0, 12 / len(group)) * above)
+
+
+def on_each_other(axes: Any, line: Any, other: Any) -> bool:
+    """Whether two lines are one to the eye at half of the places that both have, at least at two of them where there are two."""
+    (first, second) = (
+        dict(zip(each.get_xdata(), axes.transData.transform(each.get_xydata())[:, 1], strict=True)) for each in (line, other)
+    )
+    shared = first.keys() & second.keys()
+    close = sum(abs(first[at] - second[at]) <= CLOSE * axes.figure.dpi / 72 for at in shared)
+    return close > 0 and close >= max(min(2, len(shared)), len(shared) / 2)
+
+
 def new_axes() -> tuple[Any, Any]:
     """A figure that belongs to no window system and to no global state of matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -131,14 +161,14 @@ def new_axes() -> tuple[Any, Any]:
 def label_clipped(axes: Any, curves: Mapping[str, Curve], top: float) -> None:
     """Write beside the upper edge what really belongs there, one line of text per value."""
     for length in sorted({length for curve in curves.values() for length in curve}):
-        beyond = [f"{name}: {curve[length]:.2g}" for name, curve in curves.items() if curve.get(length, 0) > top]
+        beyond = [f"↑ {name}: {curve[length]:.2g}" for name, curve in curves.items() if curve.get(length, 0) > top]
         if beyond:
             place = {"xytext": (-9, 4), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 8}
             axes.annotate("\n".join(beyond), (length, clipped(math.inf, top)), **place, bbox={"fc": "white", "ec": "none", "pad": 1})
 
 
 def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | None) -> None:
-    """Scales, ticks, labels, the mark of the training length and the legend."""
+    """Scales, ticks, labels, lines told apart, the mark of the training length and the legend."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
@@ -150,6 +180,7 @@ def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | 
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set(xlabel="context length (tokens)", ylabel="perplexity", title=title)
+    tell_apart(axes)
     if train_length is not None:
         axes.axvline(train_length, color="0.35", linestyle=(0, (1, 1.5)), linewidth=2, label=f"trained at {train_length:,}", zorder=0)
     axes.grid(True, color="0.9")

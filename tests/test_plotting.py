@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -44,7 +46,43 @@ def test_what_is_off_the_scale_is_clipped_and_named(axes, tmp_path):
     plot_perplexity({**CURVES, "ntk": {64: 5.0, 128: 1e9}}, tmp_path / "curve.png")
     rope, ntk = (next(line for line in axes[0].get_lines() if line.get_label() == name) for name in ("rope", "ntk"))
     assert rope.get_ydata()[2] == ntk.get_ydata()[1] < 100
-    assert [text.get_text() for text in axes[0].texts] == ["ntk: 1e+09", "rope: inf"]
+    assert [text.get_text() for text in axes[0].texts] == ["↑ ntk: 1e+09", "↑ rope: inf"]
+
+
+def test_one_outlier_does_not_set_the_scale(axes, tmp_path):
+    """Ten curves between 10 and 13 and one value of 5,000 or of a million: the axis ends near 13, and the number is told."""
+    for outlier in (5e3, 1e6):
+        curves = {str(i): {64: 10.0 + i / 5, 128: 11.0 + i / 5} for i in range(10)}
+        plot_perplexity({**curves, "broken": {64: 12.0, 128: outlier}}, tmp_path / "curve.png")
+        low, high = axes[-1].get_ylim()
+        assert 8 < low < 10 and 13 < high < 25
+        assert [text.get_text() for text in axes[-1].texts] == [f"↑ broken: {outlier:.2g}"]
+
+
+@pytest.mark.parametrize("values", [[4, 30, 200, 1500, 9000], [3, 3.1, 900, 1000, 1100, 1200]])
+def test_what_grows_by_steps_or_is_common_is_no_outlier(axes, tmp_path, values):
+    plot_perplexity({"one": {64 * at: float(value) for at, value in enumerate(values, 1)}}, tmp_path / "curve.png")
+    assert list(axes[0].get_lines()[0].get_ydata()) == values and not axes[0].texts
+
+
+def shown(axes, name):
+    """How many points of the picture have the colour of a line."""
+    line = next(line for line in axes.get_lines() if line.get_label() == name)
+    picture, colour = np.asarray(axes.figure.canvas.buffer_rgba())[..., :3], np.round(np.array(to_rgb(line.get_color())) * 255)
+    return (picture == colour).all(axis=-1).sum()
+
+
+def test_lines_on_each_other_all_show(axes, tmp_path):
+    """Two that part at the end, two that are one, and one apart: each has as much colour as the one that nothing covers, or half of it."""
+    curves = {"stock": {64: 5.0, 128: 6.0, 256: 7.0, 512: 30.0}, "ntk": {64: 5.0, 128: 6.0, 256: 7.0, 512: 7.5}}
+    curves |= {"yarn": {64: 9.0, 128: 9.1, 256: 9.2, 512: 9.3}, "linear": {64: 9.0, 128: 9.1, 256: 9.2, 512: 9.3}}
+    curves |= {"alone": {64: 15.0, 128: 15.1, 256: 15.2, 512: 15.3}}
+    plot_perplexity(curves, tmp_path / "curve.png")
+    found = {name: shown(axes[0], name) for name in curves}
+    assert min(found.values()) > 0.4 * found["alone"], found
+    looks = {line.get_label(): (line.get_linestyle(), line.get_markersize()) for line in axes[0].get_lines()}
+    assert looks["alone"][0] == "-" and all(looks[name][0] == "--" for name in curves if name != "alone")
+    assert looks["yarn"][1] != looks["linear"][1] and looks["stock"][1] != looks["ntk"][1]
 
 
 def test_many_lines_stay_distinguishable(axes, tmp_path):

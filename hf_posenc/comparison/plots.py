@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..plotting import ceiling, clipped, dress, from_the_top, label_clipped, new_axes, styles, usable
+from ..plotting import ceiling, clipped, dress, from_the_top, label_clipped, new_axes, styles, tell_apart, usable
 from .summary import Spread, Summary
 
 Curves = Mapping[str, Mapping[int, Spread]]
@@ -66,6 +66,7 @@ def draw(axes: Any, curves: Curves, order: Sequence[str], top: float = math.inf,
 def finish(figure: Any, axes: Any, xlabel: str, ylabel: str) -> Any:
     """Labels, grid and legend."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    tell_apart(axes)
     axes.grid(True, color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
