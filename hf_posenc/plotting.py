@@ -140,12 +140,15 @@ def tell_apart(axes: Any) -> None:
 
 def on_each_other(axes: Any, line: Any, other: Any) -> bool:
     """Whether two lines are one to the eye at half of the places that both have, at least at two of them where there are two."""
-    (first, second) = (
-        dict(zip(each.get_xdata(), axes.transData.transform(each.get_xydata())[:, 1], strict=True)) for each in (line, other)
-    )
+    first, second = (heights(axes, each) for each in (line, other))
     shared = first.keys() & second.keys()
     close = sum(abs(first[at] - second[at]) <= CLOSE * axes.figure.dpi / 72 for at in shared)
     return close > 0 and close >= max(min(2, len(shared)), len(shared) / 2)
+
+
+def heights(axes: Any, line: Any) -> dict[float, float]:
+    """How high a line is drawn at each of its places, in pixels."""
+    return dict(zip(line.get_xdata(), axes.transData.transform(line.get_xydata())[:, 1], strict=True))
 
 
 def new_axes() -> tuple[Any, Any]:
@@ -185,7 +188,7 @@ def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | 
         axes.axvline(train_length, color="0.35", linestyle=(0, (1, 1.5)), linewidth=2, label=f"trained at {train_length:,}", zorder=0)
     axes.grid(True, color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
 
 
 def save(figure: Any, path: Path) -> Path:

@@ -69,7 +69,7 @@ def finish(figure: Any, axes: Any, xlabel: str, ylabel: str) -> Any:
     tell_apart(axes)
     axes.grid(True, color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
     return figure
 
 
