@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 import hf_posenc
 from hf_posenc.command import exit_status, parse
 from hf_posenc.evaluation.models import ModelArguments, load_tokenizer, plan_options
+from hf_posenc.variants import name_of, patch_options
 
 DEFAULTS = {
     "encoding": ["yarn"],
@@ -40,7 +41,7 @@ def run(argv: list[str] | None = None) -> None:
     asked, settings = parse([ModelArguments, SFTConfig], "trl_sft", argv, DEFAULTS)
     ((encoding, options),) = plan_options(asked).items()
     model = AutoModelForCausalLM.from_pretrained(asked.path, dtype="float32")
-    hf_posenc.patch(model, encoding, **options)
+    hf_posenc.patch(model, name_of(encoding), **patch_options(options))
     print(hf_posenc.inspect(model))
 
     trainer = SFTTrainer(model, settings, train_dataset=sums(), processing_class=load_tokenizer(asked.path))

@@ -184,7 +184,7 @@ def test_fine_tuning_a_pretrained_base(tmp_path):
         (["--encodings", "alibi", "rop"], "Did you mean 'rope'"),
         (["--encodings", "alibi", "alibi"], "named twice"),
         (["--encodings", "stock:factor=2"], "takes no options"),
-        (["--option", "rope.theta=3"], "neither encoding.key=value nor"),
+        (["--option", "rope.theta=3"], "none of the encodings takes the option"),
         (["--option", "theta=3"], "alibi: "),
         (["--option", "alibi.slope=3"], "has no option 'slope'"),
         (["--encodings", "alibi:slope=3"], "has no option 'slope'"),

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-import hf_posenc
+from ..command import listed
+from ..variants import STOCK, name_of, read_plan
 
-from ..command import listed, parse_option
-
-STOCK = "stock"
 SCRATCH_ENCODINGS = ("learned", "sinusoidal", "rope", "nope", "alibi", "t5", "kerple")
 SCRATCH_OPTIONS = {"sinusoidal": {"scale": 0.02}}
 """The small models start with embeddings of standard deviation 0.02; sines of amplitude 1 would drown them."""
@@ -130,44 +127,6 @@ class Variant:
 
 
 def read_variants(arguments: CompareArguments) -> list[Variant]:
-    """The encodings that were asked for, with the options given to them.
-
-    `yarn:factor=4` gives options to this one, `--option yarn.factor=4` to all of that name, `--option factor=4` to all that take it;
-    the narrower wins.
-
-    Raises:
-        ValueError: an unknown encoding or option, an encoding named twice, or an option that nothing takes.
-    """
-    if repeated := [label for label in arguments.encodings if arguments.encodings.count(label) > 1]:
-        raise ValueError(f"the encoding {repeated[0]!r} is named twice; give the second one other options, as {repeated[0]}:key=value")
-    known = {label.partition(":")[0]: taken(label.partition(":")[0]) for label in arguments.encodings}
-    shared: dict[str, dict[str, Any]] = {name: {} if arguments.model else dict(SCRATCH_OPTIONS.get(name, {})) for name in known}
-    for given in sorted(arguments.option, key=lambda given: "." in given.partition("=")[0]):  # the narrower ones last
-        for name, key, value in targets(given, known):
-            shared[name][key] = value
-    return [variant(label, shared) for label in arguments.encodings]
-
-
-def taken(name: str) -> tuple[str, ...]:
-    """The options that an encoding takes."""
-    return () if name == STOCK else tuple(hf_posenc.describe(name).options)
-
-
-def targets(given: str, known: dict[str, tuple[str, ...]]) -> list[tuple[str, str, Any]]:
-    """Which encodings an `--option` goes to: (encoding, option, value)."""
-    path, value = parse_option(given)
-    name, dot, key = path.rpartition(".")
-    names = [name] if dot else [name for name, options in known.items() if key in options]
-    if not names or not set(names) <= set(known):
-        takes = "; ".join(f"{name}: {', '.join(options) or 'none'}" for name, options in known.items())
-        raise ValueError(f"--option {given!r} is neither encoding.key=value nor a key=value that an encoding here takes ({takes})")
-    return [(name, key, value) for name in names]
-
-
-def variant(label: str, shared: dict[str, dict[str, Any]]) -> Variant:
-    """`yarn:factor=4,beta_fast=16` as a variant, on top of the options shared by its name."""
-    name, _, own = label.partition(":")
-    options = shared[name] | dict(parse_option(option) for option in re.split(r",(?=\w+=)", own) if own)
-    if name == STOCK and options:
-        raise ValueError(f"encoding {STOCK!r} takes no options, got {', '.join(options)}")
-    return Variant(label, name, options)
+    """The encodings that were asked for, with the options given to them (`read_plan`)."""
+    plan = read_plan(arguments.encodings, arguments.option, defaults={} if arguments.model else SCRATCH_OPTIONS)
+    return [Variant(label, name_of(label), options) for label, options in plan.items()]

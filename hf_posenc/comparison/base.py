@@ -13,7 +13,8 @@ import hf_posenc
 from ..evaluation.demo_model import resolve_model
 from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.reach import check_position_table
-from .arguments import STOCK, CompareArguments, Variant
+from ..variants import STOCK, patch_options
+from .arguments import CompareArguments, Variant
 
 
 class Base(Protocol):
@@ -97,7 +98,7 @@ def open_base(arguments: CompareArguments) -> Base:
 def build(base: Base, variant: Variant, seed: int) -> Any:
     """The model that a run trains: the weights of the start, and the encoding."""
     model = base.start(seed)
-    return model if variant.name == STOCK else hf_posenc.patch(model, variant.name, **variant.options)
+    return model if variant.name == STOCK else hf_posenc.patch(model, variant.name, **patch_options(variant.options))
 
 
 def weights_digest(model: Any) -> str:

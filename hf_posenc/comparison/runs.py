@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from ..training import perplexities
+from ..variants import file_name
 from .arguments import CompareArguments, Variant
 from .base import Base
 from .data import Corpus
@@ -43,7 +43,7 @@ class Run:
     def stem(self) -> str:
         """Of its files; another setting gives another one."""
         key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
-        return f"{re.sub(r'[^A-Za-z0-9_.=]+', '_', self.variant.label)}-seed{self.seed}-{key}"
+        return f"{file_name(self.variant.label)}-seed{self.seed}-{key}"
 
     @property
     def file(self) -> Path:

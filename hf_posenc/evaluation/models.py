@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .. import catalogue, inspection, patching
-from ..command import listed, parse_option
+from .. import inspection, patching
+from ..command import listed
 from ..encodings import PositionalEncoding
+from ..variants import STOCK, name_of, patch_options, read_plan
 from .corpus import Document
 from .demo_model import resolve_model
 
-STOCK = "stock"
 Plan = Mapping[str, Mapping[str, Any]]
-"""Encoding -> its options; "stock" is the model as it was loaded."""
-Encodings = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
-"""What a caller gives: a name, names, or names with their options."""
+"""Encoding as it was asked for -> its options."""
 
 
 @dataclass
@@ -54,15 +52,9 @@ class ModelArguments:
 
 
 def plan_options(arguments: ModelArguments) -> dict[str, dict[str, Any]]:
-    """The options of each encoding: of those given, the ones it takes. One that none of them takes is an error."""
-    given = dict(parse_option(option) for option in arguments.option)
-    given |= {name: value for name in ("factor", "target_length") if (value := getattr(arguments, name)) is not None}
-    takes: dict[str, Any] = {name: () if name == STOCK else catalogue.describe(name).options for name in arguments.encoding}
-    for option in given:
-        if not any(option in options for options in takes.values()):
-            known = "; ".join(f"{name}: {', '.join(options) or 'none'}" for name, options in takes.items())
-            raise ValueError(f"none of the encodings takes the option {option!r}; options are: {known}")
-    return {name: {option: value for option, value in given.items() if option in options} for name, options in takes.items()}
+    """The options of each encoding that the command line asks for (`read_plan`)."""
+    flags = {name: value for name in ("factor", "target_length", "layers") if (value := getattr(arguments, name, None)) is not None}
+    return read_plan(arguments.encoding, arguments.option, flags)
 
 
 def load_tokenizer(path: str) -> Any:
@@ -122,16 +114,6 @@ def live_name(model: Any) -> str:
     return "+".join(dict.fromkeys(encoding.name for encoding in live_encodings(model))) or STOCK
 
 
-def plan_of(encodings: Encodings) -> dict[str, dict[str, Any]]:
-    """Names, or names with their options, as a plan; ValueError for a name that is not registered."""
-    names = [encodings] if isinstance(encodings, str) else encodings
-    plan = {name: dict(encodings[name]) if isinstance(encodings, Mapping) else {} for name in names}
-    for name in plan:
-        if name != STOCK:
-            catalogue.describe(name)
-    return plan
-
-
 def check_live(model: Any, plan: Plan) -> dict[str, str | None]:
     """Patch once with every encoding before anything is measured, and return what is live then, as fingerprints.
 
@@ -142,7 +124,7 @@ def check_live(model: Any, plan: Plan) -> dict[str, str | None]:
     for name, options in plan.items():
         with encoded(model, name, options):
             found[name], _ = inspect_model(model)
-        if name != STOCK and found[name] == stock:
+        if name_of(name) != STOCK and found[name] == stock:
             raise ValueError(f"{name}: the patched model has the same live encoding as the stock model (fingerprint {stock})")
     return found
 
@@ -150,7 +132,8 @@ def check_live(model: Any, plan: Plan) -> dict[str, str | None]:
 @contextmanager
 def encoded(model: Any, name: str, options: Mapping[str, Any]) -> Iterator[None]:
     """The model with this encoding, for the length of the block."""
-    with nullcontext() if name == STOCK else patching.patched(model, name, **options):
+    kind = name_of(name)
+    with nullcontext() if kind == STOCK else patching.patched(model, kind, **patch_options(options)):
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rich.console import Console
 
+from ..variants import name_of
 from .models import ModelArguments, check_live, digest, weights_digest
 from .processes import Processes
 from .report import Bar
@@ -17,7 +18,7 @@ from .result import Interrupted
 from .token_nll import Progress
 
 UNFINISHED = "unfinished"
-NOT_OF_THE_RESULT = ("encoding", "factor", "target_length", "option", "streaming", "expect_processes", "output_dir", "overwrite")
+NOT_OF_THE_RESULT = ("encoding", "factor", "target_length", "layers", "option", "streaming", "expect_processes", "output_dir", "overwrite")
 """Arguments that do not say what is measured, or that the settings of each encoding say better."""
 
 
@@ -101,7 +102,7 @@ class SideBySide(Generic[Found]):
 
     def file(self, name: str) -> Path:
         """Where the result of an encoding goes to."""
-        return self.output / f"{name}-{digest(self.plan[name])}.json"
+        return self.output / f"{name_of(name)}-{digest(self.plan[name])}.json"
 
     def on_disk(self) -> dict[str, Found]:
         """The results that an earlier call left."""

@@ -13,8 +13,8 @@ import hf_posenc
 
 from ..command import listed, parse_option
 from ..command import parse as parse_command
+from ..variants import STOCK, parse_layers
 
-STOCK = "stock"
 DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/finetune",
     "eval_on_start": True,
@@ -186,18 +186,6 @@ def encoding_options(asked: ModelArguments) -> dict[str, Any]:
     elif options:
         raise ValueError(f"encoding {STOCK!r} takes no options, got {', '.join(options)}")
     return options
-
-
-def parse_layers(layers: str) -> str | slice | list[int]:
-    """`3::4` as a slice, `0,3,7` as a list, `all` as it is."""
-    if layers == "all":
-        return layers
-    try:
-        if ":" in layers:
-            return slice(*(int(bound) if bound else None for bound in layers.split(":")))
-        return [int(index) for index in layers.split(",")]
-    except (ValueError, TypeError):
-        raise ValueError(f"--layers {layers!r} is neither 'all', nor a slice such as 3::4, nor indices such as 0,3,7") from None
 
 
 def read_anneal(anneal: str | None) -> tuple[str, float, float] | None:

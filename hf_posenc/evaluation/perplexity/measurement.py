@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...variants import name_of
 from ..corpus import BosRule, Document, adds_bos
 from ..journal import Journal
 from ..measure import versions
@@ -100,7 +101,7 @@ class Measurement:
             "first": first.sha256,
             "keys": self.key_tokens and asdict(self.key_tokens),
         }
-        return Journal(self.journal / f"{encoding}-{digest(settings)}", Record, self.processes.rank)
+        return Journal(self.journal / f"{name_of(encoding)}-{digest(settings)}", Record, self.processes.rank)
 
     def share(self, chosen: Chosen) -> Iterator[tuple[int, Document, str]]:
         """Number, document and reason of this process's share; the first process has those that are skipped too."""
@@ -125,7 +126,7 @@ class Measurement:
         records: list[Record] = []
 
         def result(found: list[Record], complete: bool) -> Result:
-            about = {"encoding": encoding, "options": dict(options), "head": "full logits" if head is None else "chunked"}
+            about = {"encoding": name_of(encoding), "options": dict(options), "head": "full logits" if head is None else "chunked"}
             return self.result(model, run, sorted(found, key=lambda record: record.index), complete, **about)
 
         try:

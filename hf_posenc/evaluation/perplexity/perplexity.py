@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from ...variants import STOCK, Encodings, plan_of
 from ..corpus import BosRule
-from ..models import STOCK, Encodings, check_live, check_tokenizer, encoded, live_encodings, live_name, load, load_tokenizer, plan_of
+from ..models import check_live, check_tokenizer, encoded, live_encodings, live_name, load, load_tokenizer
 from ..processes import Processes
 from ..token_nll import Progress
 from .documents import Documents
@@ -67,8 +68,8 @@ def perplexity(
             takes its tokenizer.
         documents: texts, or rows with a column "text" (any iterable, a streamed dataset too), where a tokenizer was given.
         lengths: context lengths in tokens including BOS; any order, each at least 2.
-        encodings: None measures the model as it is; a name, names, or names with their options patch it with each in turn ("stock":
-            as it was) and unpatch it.
+        encodings: None measures the model as it is; a name, names, or names with their options (`layers` among them) patch it with each
+            in turn ("stock": as it was) and unpatch it. A name may bring options, "yarn:factor=4", so that one encoding can be there twice.
         protocol: "prefix", "sliding", "sliding_all", "fixed_target", "decoded", "disjoint" or "offset"; their classes in
             `hf_posenc.evaluation.perplexity.protocols` say what they score, and name their options.
         bos: whether text starts with BOS: "auto" does what the tokenizer does.

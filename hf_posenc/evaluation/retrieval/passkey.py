@@ -9,9 +9,10 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, overload
 
+from ...variants import STOCK, Encodings, name_of, plan_of
 from ..journal import Journal
 from ..measure import versions
-from ..models import STOCK, Encodings, Plan, check_live, check_tokenizer, digest, encoded, inspect_model, live_name, plan_of, weights_digest
+from ..models import Plan, check_live, check_tokenizer, digest, encoded, inspect_model, live_name, weights_digest
 from ..processes import Processes
 from ..reach import check_position_table
 from ..result import Interrupted
@@ -64,8 +65,8 @@ def passkey(
         lengths: of the prompts in tokens, answers included.
         depths: where the needle lies, as shares of the filler before it: values from 0 to 1, or how many from 0 to 1 in equal steps.
         trials: prompts for each length and depth.
-        encodings: None measures the model as it is; a name, names, or names with their options patch it with each in turn ("stock":
-            as it was) and unpatch it.
+        encodings: None measures the model as it is; a name, names, or names with their options (`layers` among them) patch it with each
+            in turn ("stock": as it was) and unpatch it. A name may bring options, "yarn:factor=4", so that one encoding can be there twice.
         generate: also let the model generate the answers greedily through its KV cache, and compare their digits.
         journal: folder that keeps what is finished, so that the same call goes on after it was killed. Delete it when the result is safe.
         settings: recorded in the result as they are.
@@ -137,7 +138,7 @@ class Measurement:
         self.processes.wait()  # all have read the journal before one writes
         head = find_head(model, self.prompts.prompt(*next(iter(self.grid))).input_ids)
         examiner = Examiner(model, head, self.prompts, self.generate, self.progress)
-        about = {"encoding": encoding, "options": dict(options), "head": "full logits" if head is None else "chunked"}
+        about = {"encoding": name_of(encoding), "options": dict(options), "head": "full logits" if head is None else "chunked"}
         found: list[Trial] = []
         try:
             for trial in self.examine(examiner, journal):
@@ -158,7 +159,7 @@ class Measurement:
             "weights": weights_digest(model),
             "dtype": str(model.dtype),
         }
-        return Journal(self.journal / f"{encoding}-{digest(settings)}", Trial, self.processes.rank)
+        return Journal(self.journal / f"{name_of(encoding)}-{digest(settings)}", Trial, self.processes.rank)
 
     def examine(self, examiner: Examiner, journal: Journal[Trial] | None) -> Iterator[Trial]:
         """A trial of each prompt of this process's share, from the journal where it is there."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...tables import print_numbers
+from ...variants import file_name
 from ..report import csv_text, optional
 from ..result import write_atomically
 from .result import PasskeyResult
@@ -22,7 +23,8 @@ def report(results: Results, output: Path, model: Any) -> None:
     write_atomically(output / "passkey.csv", to_csv(results))
     native = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for name, result in results.items():
-        plot_retrieval(result.grid(), output / f"passkey-{name}.png", title=f"{heading(result)}\n{label(result)}", train_length=native)
+        file, title = output / f"passkey-{file_name(name)}.png", f"{heading(result)}\n{label(result)}"
+        plot_retrieval(result.grid(), file, title=title, train_length=native)
     print(f"written to {output}: one JSON and one heat map per encoding, passkey.csv")
 
 
