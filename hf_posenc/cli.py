@@ -54,12 +54,11 @@ def _describe(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from transformers import AutoModelForCausalLM
-
     from .evaluation.demo_model import resolve_model
+    from .evaluation.models import read_model
     from .inspection import inspect
 
-    print(inspect(AutoModelForCausalLM.from_pretrained(resolve_model(arguments.model), dtype="auto")))
+    print(inspect(read_model(resolve_model(arguments.model), dtype="auto")))
 
 
 def _fetch(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from .files import replace_atomically
+
 Curve = Mapping[int, float]
 Grid = Mapping[tuple[int, float], float]
 
@@ -192,12 +194,5 @@ def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | 
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write the picture beside its place, then move it there: a reader never sees half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(partial, dpi=160)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    """Write the picture in one step: a reader never sees half of one."""
+    return replace_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or None, dpi=160))

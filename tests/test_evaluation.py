@@ -15,8 +15,8 @@ from hf_posenc.evaluation.measure import Meter
 from hf_posenc.evaluation.perplexity.protocols import Window
 from hf_posenc.evaluation.perplexity.run import checked
 from hf_posenc.evaluation.perplexity.tally import Record, Tally, pool, pool_buckets
-from hf_posenc.evaluation.result import write_atomically
 from hf_posenc.evaluation.token_nll import find_head, token_nll
+from hf_posenc.files import write_atomically
 
 VOCABULARY = 257
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -97,7 +97,7 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
     before = path.read_bytes()
 
     def half(figure, target, **kwargs):
-        target.write_bytes(before[:100])
+        target.write(before[:100])
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", half)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import hf_posenc
 
 from ..evaluation.demo_model import resolve_model
-from ..evaluation.models import check_tokenizer, load_tokenizer
+from ..evaluation.models import check_tokenizer, load_tokenizer, read_model
 from ..evaluation.reach import check_position_table
 from ..variants import STOCK, patch_options
 from .arguments import CompareArguments, Variant
@@ -87,7 +87,7 @@ class Pretrained:
 
     def start(self, seed: int) -> Any:
         torch.manual_seed(seed)  # for the parameters that an encoding brings
-        return AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32)
+        return read_model(self.path, dtype=torch.float32)
 
 
 def open_base(arguments: CompareArguments) -> Base:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from ..evaluation.result import write_atomically
+from ..files import write_atomically
 from ..plotting import save
 from ..tables import print_numbers
 from .html import page

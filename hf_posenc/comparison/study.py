@@ -19,7 +19,7 @@ from ..command import exit_status, parse
 from ..evaluation.measure import versions
 from ..evaluation.models import encoded, inspect_model
 from ..evaluation.report import own_bar_only
-from ..evaluation.result import write_atomically
+from ..files import write_atomically
 from .arguments import APART, CompareArguments, Variant, read_variants
 from .base import build, open_base, weights_digest
 from .data import digest, read_corpus

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -94,35 +95,65 @@ def dataset_texts(
         streaming: read no more than is asked for, instead of downloading all of it first.
 
     Raises:
-        CorpusError: the dataset cannot be loaded, or has no such column, or nothing in it.
+        CorpusError: the dataset cannot be read, or has no such column, or something else than text or nothing in it.
     """
     rows = open_dataset(dataset, config, split, streaming)
+    empty = True
+    with loading(dataset):
+        check_column(rows, dataset, text_column)
+        for index, row in enumerate(rows):
+            content = row[text_column]
+            if content is not None and not isinstance(content, str):
+                raise not_text(dataset, text_column, type(content).__name__)
+            if content and content.strip():
+                empty = False
+                yield Text(f"{dataset}[{index}]", content)
+    if empty:
+        raise CorpusError(f"{dataset} ({split}) has no text in column {text_column!r}")
+
+
+def check_column(rows: Any, dataset: str, text_column: str) -> None:
+    """Raise `CorpusError` where a dataset has no such column, or something else than text in it."""
     columns = rows.column_names or list(next(iter(rows), {}))
     if columns and text_column not in columns:
         raise CorpusError(f"{dataset} has no column {text_column!r}; it has: {', '.join(columns)}")
-    empty = True
-    for index, row in enumerate(rows):
-        content = row[text_column]
-        if content and content.strip():
-            empty = False
-            yield Text(f"{dataset}[{index}]", content)
-    if empty:
-        raise CorpusError(f"{dataset} ({split}) has no text in column {text_column!r}")
+    kind = (rows.features or {}).get(text_column)
+    held = "string" if kind is None else getattr(kind, "dtype", type(kind).__name__)
+    if held not in ("string", "large_string", "null"):
+        raise not_text(dataset, text_column, held)
+
+
+def not_text(dataset: str, text_column: str, kind: str) -> CorpusError:
+    """The error for a column of something else."""
+    return CorpusError(f"the column {text_column!r} of {dataset} holds {kind}, not text: name the column of the text (text_column)")
+
+
+@contextmanager
+def loading(dataset: str) -> Iterator[None]:
+    """Whatever a reader of files raises within the block, as a `CorpusError` that names the dataset."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except CorpusError:
+        raise
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise CorpusError(f"cannot load the dataset {dataset}: {reason}") from None
 
 
 def open_dataset(dataset: str, config: str | None, split: str, streaming: bool = False) -> Any:
     """Open a local file with the builder its extension names, anything else through `datasets.load_dataset`."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
+    if Path(dataset).is_file() and not Path(dataset).stat().st_size:
+        raise CorpusError(f"the file {dataset} is empty")
     builders = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
     builder = builders.get(Path(dataset).suffix.lower())
-    try:
+    with loading(dataset):
         if builder is not None:
             return load_dataset(builder, data_files=dataset, split="train", streaming=streaming)
         return load_dataset(dataset, config, split=split, streaming=streaming)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
-        raise CorpusError(f"cannot load the dataset {dataset}: {str(error).splitlines()[0]}") from None
 
 
 def encode(tokenizer: Any, text: Text, bos: BosRule = "auto") -> Document:

@@ -7,10 +7,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
 from .. import inspection, patching
 from ..command import listed
@@ -89,7 +92,26 @@ def load(path: str, dtype: str = "auto", device: str = "auto", attn_implementati
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if device == "auto":
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **chosen).eval().to(device)
+    return read_model(path, dtype=dtype, **chosen).eval().to(device)
+
+
+def read_model(path: str, **how: Any) -> Any:
+    """`AutoModelForCausalLM.from_pretrained`; ValueError that names the file where one of the weights is not whole."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, **how)
+    except SafetensorError as error:
+        folder = Path(str(cached_file(path, "config.json", local_files_only=True))).parent
+        broken = [str(file) for file in sorted(folder.glob("*.safetensors")) if not is_whole(file)]
+        raise ValueError(f"{', '.join(broken) or path} is damaged or cut short ({error}): copy or download it again") from None
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file of weights can be opened."""
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def inspect_model(model: Any) -> tuple[str | None, str | None]:

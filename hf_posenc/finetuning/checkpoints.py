@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
-from ..evaluation.result import write_atomically
+from ..files import write_atomically
 from .arguments import Settings
 
 SETTINGS = "finetune.json"

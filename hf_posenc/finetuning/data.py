@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..evaluation.corpus import CorpusError, embedded_corpus, open_dataset, read_texts
+from ..evaluation.corpus import CorpusError, check_column, embedded_corpus, open_dataset, read_texts
 from ..training import pack, unpack
 from .arguments import DataArguments
 
@@ -44,7 +44,6 @@ def load_texts(data: DataArguments) -> Any:
     if data.dataset is None:
         return Dataset.from_dict({"text": [embedded_corpus()]})
     rows = open_dataset(data.dataset, data.dataset_config, data.split)
-    if data.text_column not in rows.column_names:
-        raise CorpusError(f"{data.dataset} has no column {data.text_column!r}; it has: {', '.join(rows.column_names)}")
+    check_column(rows, data.dataset, data.text_column)
     rows = rows.select_columns([data.text_column])
     return rows if data.text_column == "text" else rows.rename_column(data.text_column, "text")

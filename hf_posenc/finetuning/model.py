@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 import hf_posenc
 
+from ..evaluation.models import read_model
 from ..evaluation.reach import check_position_table
 from ..patching import patch_of
 from ..training import chunk_loss, separate_documents
@@ -24,7 +24,7 @@ def load_model(path: str, settings: Settings) -> Any:
     """
     asked = settings.model
     chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=asked.dtype, **chosen)
+    model = read_model(path, dtype=asked.dtype, **chosen)
     apply_encoding(model, settings)
     check_position_table(model, settings.longest)
     claim_length(model, settings.longest)

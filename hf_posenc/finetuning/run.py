@@ -13,7 +13,7 @@ from ..command import INTERRUPTED, exit_status
 from ..evaluation.demo_model import resolve_model
 from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.processes import Processes
-from ..evaluation.result import write_atomically
+from ..files import write_atomically
 from ..training import Anneal, LengthEvaluation, PoSE, ProgressiveLengths, perplexities, unpack
 from .arguments import Settings, encoding_options, parse, read_anneal, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...command import exit_status, listed, parse
+from ...files import write_atomically
 from ..corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
 from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer, plan_options
 from ..processes import Processes
 from ..report import own_bar_only
-from ..result import write_atomically
 from ..side_by_side import UNFINISHED, SideBySide, settings_of, started
 from .documents import peeked, stream, usable
 from .key_tokens import KeyTokens

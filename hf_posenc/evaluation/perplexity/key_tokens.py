@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...files import replace_atomically
 from ..corpus import Document
 from ..models import digest, weights_digest
-from ..result import replace_atomically
 from ..token_nll import Progress, find_head
 from .protocols import Sliding
 from .run import Run, batches, checked

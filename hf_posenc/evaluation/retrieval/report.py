@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...files import write_atomically
 from ...tables import print_numbers
 from ...variants import file_name
 from ..report import csv_text, optional
-from ..result import write_atomically
 from .result import PasskeyResult
 
 Results = Mapping[str, PasskeyResult]
