@@ -5,6 +5,7 @@ import json
 import pytest
 from test_evaluation import ids, tiny
 from tiny import save_tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
 from hf_posenc.evaluation import Result, passkey, perplexity
@@ -111,9 +112,26 @@ def test_the_recipes_measure_one_encoding_with_two_sets_of_options(recipe, model
     assert main(command) == 0 and capsys.readouterr().out.count("measured before") == 3
 
 
-def test_passkey_takes_names_with_options(model):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+@pytest.mark.parametrize(("layers", "covered"), [("0", [0]), ("0,1", [0, 1]), ("1::2", [1]), ("all", [0, 1])])
+def test_layers_is_a_flag(layers, covered, model, tmp_path):
+    for recipe, (main, flags, _) in RECIPES.items():
+        folder = tmp_path / recipe
+        command = ["--model", str(model), *flags, "--device", "cpu", "--output_dir", str(folder), "--encoding", "stock", "nope"]
+        assert main([*command, "--layers", layers]) == 0
+        (found,) = folder.glob("nope-*.json")
+        stock = AutoModelForCausalLM.from_pretrained(model)
+        with hf_posenc.patched(stock, "nope", layers=covered):
+            assert json.loads(found.read_text())["fingerprint"] == hf_posenc.inspect(stock).fingerprint
 
+
+@pytest.mark.parametrize(("words", "message"), [("stock --layers 0", "takes the option 'layers'"), ("nope --layers x", "nor indices")])
+def test_layers_that_are_none(words, message, model, tmp_path, capsys):
+    main, flags, _ = RECIPES["perplexity"]
+    assert main(["--model", str(model), *flags, "--output_dir", str(tmp_path / "out"), "--encoding", *words.split()]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_passkey_takes_names_with_options(model):
     found = passkey(
         AutoModelForCausalLM.from_pretrained(model),
         AutoTokenizer.from_pretrained(model),

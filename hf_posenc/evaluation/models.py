@@ -32,8 +32,10 @@ class ModelArguments:
 
     model: str = field(default="demo", metadata={"help": "hub id, local path, or 'demo' (SmolLM2-135M-Instruct, no hub needed)"})
     encoding: list[str] = field(
-        default_factory=lambda: [STOCK], metadata={"help": "names from `hf-posenc list`; 'stock' is the model as loaded"}
+        default_factory=lambda: [STOCK],
+        metadata={"help": "names from `hf-posenc list`, with options as yarn:factor=4,layers=3::4; 'stock' is the model as loaded"},
     )
+    layers: str | None = field(default=None, metadata={"help": "which layers: all, a slice as 3::4, or indices as 0,3,7"})
     factor: float | None = field(default=None, metadata={"help": "context extension factor, for the encodings that take one"})
     target_length: int | None = field(default=None, metadata={"help": "context length to reach, for the encodings that take one"})
     option: list[str] = field(
@@ -56,7 +58,7 @@ class ModelArguments:
 
 def plan_options(arguments: ModelArguments) -> dict[str, dict[str, Any]]:
     """The options of each encoding that the command line asks for (`read_plan`)."""
-    flags = {name: value for name in ("factor", "target_length", "layers") if (value := getattr(arguments, name, None)) is not None}
+    flags = {name: value for name in ("factor", "target_length", "layers") if (value := getattr(arguments, name)) is not None}
     return read_plan(arguments.encoding, arguments.option, flags)
 
 
