@@ -10,6 +10,7 @@ from transformers.models.auto.auto_factory import _get_model_class
 
 from .architectures.base import RotarySlot
 from .encodings import PositionalEncoding
+from .live_config import live
 from .patching import Request, apply, patch_of
 from .patching.proof import prove
 from .patching.record import requests_of
@@ -19,6 +20,8 @@ from .saved_config import PosencConfig
 def load(auto: Any, path: str, *args: Any, config: PosencConfig, **kwargs: Any) -> Any:
     """What `auto.from_pretrained` returns for the base configuration, with the encodings in place before the weights arrive."""
     base = config.model_config()
+    family: Any = type(base)
+    base.__class__ = live(family)
     model_class = _get_model_class(base, auto._model_mapping)
     loaded = _patched_class(model_class, config).from_pretrained(path, *args, config=base, **kwargs)
     model = loaded[0] if isinstance(loaded, tuple) else loaded

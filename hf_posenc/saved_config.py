@@ -5,7 +5,6 @@ It is registered while transformers is half imported, so the Auto classes are im
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
@@ -55,33 +54,4 @@ class PosencConfig(PretrainedConfig):
         config._attn_implementation = self._attn_implementation
         config._experts_implementation = self._experts_implementation
         config.dtype = self.dtype
-        family: Any = type(config)
-        config.__class__ = _reading_ours(family)
         return config
-
-
-@functools.cache
-def _reading_ours(config_class: Any) -> type[PretrainedConfig]:
-    """The class of the configuration of a loaded model: `config_class` in all, but that its `from_pretrained` knows our checkpoints.
-
-    Tools ask the class of a live configuration about the checkpoint it came from (PEFT does, when it saves an adapter). The class that
-    transformers has must go on refusing: a model class would build a stock model from what it reads.
-    """
-
-    def from_pretrained(cls: type[PretrainedConfig], path: Any, **kwargs: Any) -> PretrainedConfig:
-        entries, _ = PretrainedConfig.get_config_dict(path, **kwargs)
-        if entries.get("model_type") != PosencConfig.model_type:
-            return config_class.from_pretrained(path, **kwargs)
-        return PosencConfig.from_dict(entries, **kwargs | {"return_unused_kwargs": False}).model_config()
-
-    def __reduce__(self: PretrainedConfig) -> tuple:
-        return _rebuilt, (config_class, self.__dict__)
-
-    members = {"from_pretrained": classmethod(from_pretrained), "__reduce__": __reduce__, "__module__": config_class.__module__}
-    return type(config_class.__name__, (config_class,), members)
-
-
-def _rebuilt(config_class: Any, entries: dict[str, Any]) -> PretrainedConfig:
-    config = _reading_ours(config_class).__new__(_reading_ours(config_class))
-    config.__dict__.update(entries)
-    return config

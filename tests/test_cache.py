@@ -139,16 +139,6 @@ def test_what_needs_no_rotation_is_cached_raw():
         model = patched_model("gpt2", name)
         assert not any(layer._forward_pre_hooks for layer in layers_of(model))
         step(model, DynamicCache(config=model.config), IDS, 0, 4)
-        assert not layers_of(model)[0].posenc_site.cached
-
-
-@torch.no_grad()
-def test_the_call_says_where_its_keys_come_from():
-    model = patched_model("gpt2", "rope")
-    site = layers_of(model)[1].posenc_site
-    for use_cache in (True, False, True):
-        model(IDS, use_cache=use_cache)
-        assert site.cached is use_cache
 
 
 @every_family

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..encodings import Region
+from ..encodings.base import has_values
 from . import dense
 from .call import Call
 from .kernels import fused
@@ -68,21 +69,19 @@ def _biased(call: Call, batch: slice, rows: slice, keys: slice, hidden: Tensor, 
     bias = dense.biases(call, batch, rows, keys, q, k)
     bias = _masked(torch.zeros((), device=q.device) if bias is None else bias, hidden)
     q, k = region.rotate(q, k, call.layout.q_pos[batch, rows], call.layout.k_pos[batch, keys])
+    bias = bias.to(torch.promote_types(q.dtype, torch.float32))  # the CPU kernels add such a bias to half-precision scores
     if call.tileable and len(bias) == 1:
         return fused(q, k, v, bias[0].expand(q.shape[1], -1, -1).unflatten(0, (k.shape[1], -1)), call.scaling)[0]
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    # The CPU kernel adds a float32 bias to half-precision scores; the others want the dtype of the query, and aligned rows.
-    if q.device.type != "cpu":
+    if q.device.type != "cpu":  # the others want the dtype of the query, and aligned rows
         bias = bias.to(q.dtype).contiguous()
-    elif q.dtype == torch.float64:
-        bias = bias.double()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=call.scaling)
 
 
 def _masked(bias: Tensor, hidden: Tensor) -> Tensor:
     """`bias` with -inf where `hidden` [B or 1,1,rows,keys]: in place, in the columns that any row hides, if the bias is a whole tensor."""
     whole = bias.shape[-2:] == hidden.shape[-2:] and len(bias) >= len(hidden) and 0 not in bias.stride()
-    if not whole or torch.compiler.is_compiling():
+    if not whole or torch.compiler.is_compiling() or not has_values(hidden):
         return bias.masked_fill(hidden, -torch.inf)
     columns = hidden.any(-2).flatten(0, -2).any(0).nonzero()[:, 0]
     if len(columns):

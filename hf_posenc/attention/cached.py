@@ -10,6 +10,9 @@ from transformers import Cache
 
 from ..encodings import PositionalEncoding
 
+ENCODED = "posenc_keys_are_encoded"
+"""Argument that an attention module passes on to its attention function: the keys come out of a cache, as `cached_key` made them."""
+
 
 def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
     """The KV cache among the arguments of a call: its name differs between families and versions of transformers."""

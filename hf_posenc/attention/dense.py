@@ -61,7 +61,7 @@ def biases(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Ten
     else:
         q_pos, k_pos = q_pos[batch], k_pos[batch]
     if encoding.has("bias"):
-        total = encoding.bias_matrix(q_pos[:, rows], k_pos[:, keys])
+        total = encoding.bias_matrix(*(x.double() if q.dtype == torch.float64 else x for x in (q_pos[:, rows], k_pos[:, keys])))
     if encoding.has("context_bias"):
         context = encoding.context_bias(q, k, q_pos[:, rows], k_pos[:, keys], call.scaling)
         total = context if total is None else total + context

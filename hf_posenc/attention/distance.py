@@ -21,16 +21,19 @@ def attention(call: Call) -> Tensor:
     layout, encoding = call.layout, call.encoding
     pieces = layout.once(plan, lambda: plan(layout))
     # With gradients each layer makes its own, because gradient checkpointing runs layers again.
-    line = bias_line(encoding, layout) if torch.is_grad_enabled() else layout.once(encoding, lambda: bias_line(encoding, layout))
-    if call.query.dtype == torch.float64:
-        line = line.double()
+    wide = torch.float64 if call.query.dtype == torch.float64 else torch.long
+    line = (
+        bias_line(encoding, layout, wide)
+        if torch.is_grad_enabled()
+        else layout.once((encoding, wide), lambda: bias_line(encoding, layout, wide))
+    )
     return tiles.attention(pieces, call.query, call.key, call.value, line, call.scaling)
 
 
-def distance_table(encoding: PositionalEncoding, length: int, device: torch.device) -> Tensor:
-    """Bias of each head at distances 0 .. length - 1: [H, length] float32."""
+def distance_table(encoding: PositionalEncoding, length: int, device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
+    """Bias of each head at distances 0 .. length - 1: [H, length] float32, or float64 where positions of that `dtype` are asked for."""
     heads = torch.arange(encoding.geometry.num_heads, device=device)[:, None]
-    distance = torch.arange(length, device=device)[None]
+    distance = torch.arange(length, device=device, dtype=dtype)[None]
     bias = encoding.bias(heads, distance, torch.zeros_like(distance)).to(device)
     return bias.expand(len(heads), length)
 
@@ -41,9 +44,9 @@ def reach(layout: Layout) -> int:
     return max((s.keys.stop - s.keys.start for s in layout.segments), default=1)
 
 
-def bias_line(encoding: PositionalEncoding, layout: Layout) -> Tensor:
+def bias_line(encoding: PositionalEncoding, layout: Layout, dtype: torch.dtype) -> Tensor:
     """[H,X]: the biases from the greatest distance down to 0, then the future."""
-    table = distance_table(encoding, reach(layout), layout.q_pos.device)
+    table = distance_table(encoding, reach(layout), layout.q_pos.device, dtype)
     window = layout.segments[0].window if layout.segments else None  # the same in all
     if window is not None:
         table = table.masked_fill(torch.arange(table.shape[1], device=table.device) >= window, -torch.inf)

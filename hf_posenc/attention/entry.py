@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..encodings import PositionalEncoding
 from . import blocks, dense, distance, flex, regional
+from .cached import ENCODED
 from .call import Call
 from .layout import Layout
 from .masks import Mask
@@ -29,8 +30,6 @@ class EncodingSite:
 
     backbone: nn.Module
     attribute: str
-    cached: bool = False
-    """The keys of the call in progress come from a cache, as the encoding's `cached_key` made them."""
 
     @property
     def encoding(self) -> PositionalEncoding:
@@ -61,13 +60,14 @@ def posenc_attention(
 
 def _call(site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    encoded = kwargs.pop(ENCODED, False)
     if site is None:
         return Call(module, query, key, value, mask, None, None, scaling, kwargs)  # type: ignore[arg-type]
     encoding = site.encoding
     # Under autocast the neutral rotation of the family has left bfloat16 numbers in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     layout = Layout.of(kwargs["position_ids"], mask, len(query), key.shape[2])
-    if not site.cached:
+    if not encoded:
         key = encoding.cached_key(key, layout.k_pos)
     return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs)
 

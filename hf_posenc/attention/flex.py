@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.integrations.flex_attention import flex_attention_forward
 
 from ..encodings import PositionalEncoding
+from ..encodings.base import has_values
 from .call import Call
 from .distance import distance_table
 
@@ -18,7 +19,7 @@ class LazyBias:
 
     def __init__(self, encoding: PositionalEncoding, q_pos: Tensor, k_pos: Tensor):
         self.encoding, self.q_pos, self.k_pos, self.table = encoding, q_pos, k_pos, None
-        if encoding.relative and not torch.compiler.is_compiling():
+        if encoding.relative and has_values(q_pos) and not torch.compiler.is_compiling():
             self.table = distance_table(encoding, int(q_pos.max()) + 1, q_pos.device)
 
     def __getitem__(self, index: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:

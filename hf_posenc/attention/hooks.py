@@ -9,7 +9,8 @@ import torch
 from transformers import Cache
 
 from ..encodings import PositionalEncoding
-from .cached import EncodedKeys, no_continuous_batching
+from ..encodings.base import has_values
+from .cached import ENCODED, EncodedKeys, no_continuous_batching
 from .entry import PREFIX
 from .positions import resolve
 
@@ -43,7 +44,7 @@ class BackbonePositions:
         kwargs["position_ids"] = pos = resolve(kwargs)
         for placement in self.placements:
             encoding = placement.encoding
-            if not encoding.any_length and not torch.compiler.is_compiling():
+            if not encoding.any_length and has_values(pos) and not torch.compiler.is_compiling():
                 encoding.check_positions(int(pos.max()))
             if encoding.has("embed") and not placement.native:
                 kwargs["inputs_embeds"] = self._embedded(backbone, kwargs, getattr(backbone, placement.attribute), pos)
@@ -81,10 +82,9 @@ class CachedKeys:
     """Before the attention of one layer: let what it puts into the KV cache pass through its encoding."""
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        site = attention.posenc_site
+        encoding, pos = attention.posenc_site.encoding, kwargs["position_ids"]
         held = {name: x for name, x in kwargs.items() if isinstance(x, Cache)}
-        site.cached = bool(held)
         for name, cache in held.items():
             cache = getattr(cache, "self_attention_cache", cache)  # of an `EncoderDecoderCache`
-            kwargs = kwargs | {name: EncodedKeys(cache, site.encoding, kwargs["position_ids"])}
+            kwargs = kwargs | {name: EncodedKeys(cache, encoding, pos), ENCODED: True}
         return args, kwargs

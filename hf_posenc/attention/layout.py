@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..encodings.base import has_values
 from .masks import Mask, key_positions, visible
 
 MEMO = "posenc_layouts"
@@ -79,7 +80,9 @@ class Layout:
     @property
     def segments(self) -> list[Segment] | None:
         """The causal problems that this one consists of; None where it does not fall apart so."""
-        if torch.compiler.is_compiling() or (isinstance(self.mask, Tensor) and self.mask.is_floating_point()):
+        if torch.compiler.is_compiling() or not has_values(self.q_pos):
+            return None
+        if isinstance(self.mask, Tensor) and self.mask.is_floating_point():
             return None
         return self.once(split, lambda: split(self.q_pos, self.mask, self.num_keys))
 

@@ -35,8 +35,9 @@ def additive(mask: Mask, rows: slice) -> Tensor | None:
 def key_positions(q_pos: Tensor, mask: Mask, num_keys: int) -> Tensor:
     """Positions [B,K] of the keys, cached ones included, given those of the queries [B,Q].
 
-    Without a cache the keys are the queries. Before them lie the cached keys, one position apart, padding skipped:
-    counting back from the last query is right for every cache (dynamic, static, sliding) and for any offset.
+    Without a cache the keys are the queries. Otherwise the keys of these queries lie somewhere behind the cached ones, which are one
+    position apart, padding skipped: counting back from a query that is no padding is right for every cache (dynamic, static, sliding)
+    and for any offset.
     """
     num_queries = q_pos.shape[-1]
     if num_keys == num_queries:
@@ -45,9 +46,16 @@ def key_positions(q_pos: Tensor, mask: Mask, num_keys: int) -> Tensor:
     if mask is None:
         # One decoding step sees every key; a longer prefill into an empty static cache sees the first Q.
         return q_pos + (steps - (num_keys - 1)) if num_queries == 1 else q_pos[:, :1] + steps
-    seen = visible(mask, slice(None), num_queries, num_keys, q_pos.device)[:, 0].any(-2)
-    rank = seen.long().cumsum(-1)
-    return q_pos[:, -1:] - (rank[:, -1:] - rank)
+    seen = visible(mask, slice(None), num_queries, num_keys, q_pos.device)[:, 0]
+    # A query sees its own key last, unless it is padding and sees only keys before that.
+    last = (num_keys - 1 - seen.flip(-1).long().argmax(-1)).where(seen.any(-1), -num_keys)
+    offset, real = (last - torch.arange(num_queries, device=last.device)).max(-1, keepdim=True)
+    rank = seen.any(-2).long().cumsum(-1)
+    batch = max(len(q_pos), len(seen))
+    q_pos, real, own = q_pos.expand(batch, -1), real.expand(batch, -1), (steps - offset).expand(batch, -1)
+    counted = q_pos.gather(-1, real) - (rank.gather(-1, last.gather(-1, real[: len(last)])) - rank)
+    here = q_pos.gather(-1, own.clamp(0, num_queries - 1))
+    return torch.where((own >= 0) & (own < num_queries), here, counted)
 
 
 def _causal(rows: slice, num_queries: int, num_keys: int, device: torch.device) -> Tensor:

@@ -17,14 +17,20 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
     the left is invisible (stock GPT-2 counts it), or go on from the length of the cache.
 
     Args:
-        arguments: keyword arguments of the call: `input_ids` or `inputs_embeds`, `attention_mask`, `position_ids`, and a cache
+        arguments: keyword arguments of the call: `input_ids` or `inputs_embeds`, `attention_mask`, `position_ids`, and a cache. Tokens
+            are [B,Q], or [B,choices,Q] where the backbone makes one batch of them.
     """
-    if arguments.get("position_ids") is not None:
-        return arguments["position_ids"][...]  # a tensor of this forward pass alone, by which its layers know each other
-    tokens = arguments.get("input_ids")
-    tokens = arguments["inputs_embeds"] if tokens is None else tokens
+    given, tokens = arguments.get("position_ids"), arguments.get("input_ids")
+    device, length = (tokens.device, tokens.shape[-1]) if tokens is not None else _of_embeddings(arguments["inputs_embeds"])
+    if given is not None:
+        # A tensor of this forward pass alone, by which its layers know each other.
+        return given.reshape(-1, length) if given.ndim > 2 and tokens is not None and tokens.ndim > 2 else given[...]
     mask, cache = arguments.get("attention_mask"), cache_in(arguments)
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :].to(tokens.device)
+    if isinstance(mask, Tensor) and mask.ndim == (2 if tokens is None else tokens.ndim):
+        return (mask.flatten(0, -2).long().cumsum(-1) - 1).clamp(min=0)[:, -length:].to(device)
     past = 0 if cache is None else cache.get_seq_length()
-    return (torch.arange(tokens.shape[1], device=tokens.device) + past)[None]
+    return (torch.arange(length, device=device) + past)[None]
+
+
+def _of_embeddings(x: Tensor) -> tuple[torch.device, int]:
+    return x.device, x.shape[-2]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..registry import Registry, suggestion
 
@@ -101,6 +102,11 @@ class Region(NamedTuple):
 def precise(x: Tensor, like: Tensor) -> Tensor:
     """`x` in float32, or in float64 when `like` is float64: the precision of angles and biases."""
     return x.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether there are numbers in `x` to look at: there are none on the meta device, or while shapes alone are worked out."""
+    return not x.is_meta and not isinstance(x, FakeTensor)
 
 
 class PositionalEncoding(nn.Module):

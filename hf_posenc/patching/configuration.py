@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.base import Group
 from ..attention.entry import PREFIX
 from ..encodings import PositionalEncoding
+from ..live_config import live
 from .record import Patch
 
 
 def own_config(model: PreTrainedModel, shared: PretrainedConfig) -> None:
     """Give `model` a configuration of its own: models that were built from one configuration share it."""
-    own = copy.deepcopy(shared)
+    own, family = copy.deepcopy(shared), cast(Any, type(shared))
+    own.__class__ = live(family)
     module: Any
     for module in model.modules():
         if module.__dict__.get("config") is shared:
@@ -57,3 +59,4 @@ def restore(record: Patch) -> None:
     for name, value in record.config_before.items():
         setattr(record.backbone.config, name, value)
     record.config_before.clear()
+    record.backbone.config.__class__ = record.config_class

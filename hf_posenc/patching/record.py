@@ -61,7 +61,7 @@ class Patch:
     Attributes:
         native: the module that the family put into its slot.
         placements: what is installed, in the order of installation; empty for a stock model.
-        config_before: entries of the configuration as they were before any patch.
+        config_class: class of the configuration before any patch. config_before: entries of it that a patch has changed, as they were.
         handles: the hooks that are in.
         stock: transformers alone would load the saved checkpoint.
     """
@@ -69,7 +69,7 @@ class Patch:
     def __init__(self, model: PreTrainedModel, architecture: Architecture, backbone: PreTrainedModel):
         self.model, self.architecture, self.backbone = model, architecture, backbone
         self.native: nn.Module = getattr(backbone, architecture.slot)
-        self.config_before: dict[str, Any] = {}
+        self.config_class, self.config_before = type(backbone.config), cast(dict[str, Any], {})
         self.placements: list[Placement] = []
         self.handles: list[Any] = []
         self.stock = False
@@ -124,6 +124,7 @@ class Patch:
     def native_config(self) -> PretrainedConfig:
         """The configuration as it was before any patch."""
         config = copy.deepcopy(self.backbone.config)
+        config.__class__ = self.config_class
         for name, value in self.config_before.items():
             setattr(config, name, copy.deepcopy(value))
         return config

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..base import Geometry, PositionalEncoding, precise, register
+from ..base import Geometry, PositionalEncoding, has_values, precise, register
 
 WIDTH = 32
 THRESHOLD = 512.0
@@ -54,7 +54,7 @@ class FIRE(PositionalEncoding):
         return out
 
     def bias_matrix(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # which units bend is data; a compiler fuses the plain definition
+        if torch.compiler.is_compiling() or not has_values(q_pos):  # which units bend is data; a compiler fuses the plain definition
             return super().bias_matrix(q_pos, k_pos)
         ratio = self.ratio(q_pos[:, :, None], k_pos[:, None, :])
         out = Perceptron.apply(ratio.flatten(), *self.bent(ratio))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..base import Geometry, PositionalEncoding, precise, register
+from ..base import Geometry, PositionalEncoding, has_values, precise, register
 from .shaw import at_distance
 
 INIT_STD = 0.02
@@ -39,7 +39,7 @@ class TransformerXL(PositionalEncoding):
         self.set_buffer("inv_freq", 10_000.0 ** (-torch.arange(0, width, 2).float() / width))
 
     def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
-        longest = int((q_pos.max() - k_pos.min()).clamp(min=0)) if k_pos.numel() else 0
+        longest = int((q_pos.max() - k_pos.min()).clamp(min=0)) if k_pos.numel() and has_values(k_pos) else 0
         by_distance = self._position_term(q, torch.arange(longest + 1, device=q.device), scaling)
         return at_distance(by_distance, q_pos, k_pos) + self._content_term(precise(k, q), scaling)
 

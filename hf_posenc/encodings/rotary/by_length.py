@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..base import Region
+from ..base import Region, has_values
 from .rope import cos_sin, turn_pairs
 from .scaling import ScaledRoPE
 
@@ -41,7 +41,7 @@ class RoPEByLength(ScaledRoPE):
         return self.frequencies_at(1)
 
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
-        position, last = (int(x) for x in q_pos.aminmax())
+        position, last = (int(x) for x in q_pos.aminmax()) if has_values(q_pos) else (0, 0)
         regions = []
         while position <= last:
             length, end = self.regime(position)

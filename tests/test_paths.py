@@ -1,0 +1,132 @@
+"""Every encoding on every path of the engine, in every dtype, with and without gradients, against the dense definition in float64."""
+
+import inspect
+
+import pytest
+import torch
+from test_attention import IN_ATTENTION, Site, reference, setting
+from torch.testing import assert_close
+from transformers.masking_utils import flex_attention_mask
+
+import hf_posenc
+from hf_posenc.attention import blocks, dense, distance, entry, flex, regional
+from hf_posenc.attention.call import Call
+from hf_posenc.attention.entry import posenc_attention
+from hf_posenc.encodings import Geometry, PositionalEncoding
+
+LENGTH = 24
+TOLERANCE = {
+    torch.float64: {"atol": 1e-9, "rtol": 1e-9},
+    torch.float32: {"atol": 2e-5, "rtol": 2e-4},
+    torch.bfloat16: {"atol": 4e-2, "rtol": 4e-2},
+    torch.float16: {"atol": 6e-3, "rtol": 6e-3},
+}
+MODULES = {"regions": regional, "blocks": blocks, "table": distance, "dense": dense, "flex": flex}
+PATHS = {path: (module, "attention", module.attention) for path, module in MODULES.items()} | {"fused": (blocks, "fused", blocks.fused)}
+
+
+class Slanted(PositionalEncoding):
+    """A user's own bias, one that is no function of the distance."""
+
+    name = "slanted"
+
+    def bias(self, h, q_pos, k_pos):
+        q, k = (x if x.dtype == torch.float64 else x.float() for x in (q_pos, k_pos))
+        return -(q - k).clamp(min=0) * (1 + (h + 1) / (q + 3))
+
+
+class Leaning(Slanted):
+    """The same as a learned number for each head."""
+
+    name = "leaning"
+
+    def __init__(self, geometry):
+        super().__init__(geometry)
+        self.weight = torch.nn.Parameter(torch.linspace(0.5, 2.0, geometry.num_heads))
+
+    def bias(self, h, q_pos, k_pos):
+        return super().bias(h, q_pos, k_pos) * self.weight.to(q_pos.dtype if q_pos.dtype == torch.float64 else torch.float32)[h]
+
+
+OWN = {"slanted": Slanted, "leaning": Leaning}
+
+
+def site_of(name):
+    site, q, k, v = setting(name if name not in OWN else "alibi", queries=LENGTH, keys=LENGTH, native=12)
+    if name in OWN:
+        site = Site(OWN[name](Geometry(64, 4, 2, 16, max_positions=12)), 2)
+    return site, q, k, v
+
+
+def expected_paths(name, kind, grad):
+    """Which functions of the engine must have run, from what the encoding declares and from the kind of call."""
+    cls = OWN.get(name) or hf_posenc.encodings.ENCODINGS[name]
+    stages = {stage for stage in ("bias", "context_bias", "regions") if cls.has(stage)}
+    if kind == "eager":
+        return {"dense"}
+    if not stages:
+        return set()  # a rotation alone goes to the stock kernel
+    by_block = {"blocks"} | ({"fused"} if not grad and kind == "plain" and "regions" not in stages else set())
+    if "context_bias" in stages:
+        return by_block
+    if "regions" in stages:
+        return {"regions"} if kind == "plain" else {"blocks"}
+    if kind == "flex":
+        return {"flex"}
+    return {"table"} if cls.relative and kind == "plain" else by_block
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The paths that a call goes through."""
+    seen = set()
+    for path, (module, name, function) in PATHS.items():
+
+        def spy(*args, path=path, function=function, **kwargs):
+            seen.add(path)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, spy)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "holes", "eager", "flex"])
+@pytest.mark.parametrize("name", [*IN_ATTENTION, *OWN])
+def test_every_path_in_every_dtype(name, kind, grad, dtype, taken, monkeypatch):
+    if kind == "flex":
+        if grad or dtype == torch.float64 or expected_paths(name, kind, grad) != {"flex"}:
+            pytest.skip("flex on a CPU has no backward pass and no float64; other stages do not go there")
+        monkeypatch.setattr(Call, "tileable", False)
+    site, q, k, v = site_of(name)
+    site.encoding.to(dtype)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    pos = torch.arange(LENGTH)[None].expand(2, -1)
+    seen = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(2, 1, -1, -1)
+    if kind == "holes":
+        seen = (seen & (torch.rand(2, 1, LENGTH, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.7)) | torch.eye(LENGTH, dtype=bool)
+    twins = [x.double().requires_grad_(grad) for x in (q, k, v)]
+    wanted = reference(site.encoding, *twins, pos, pos, seen)
+    inputs = [x.clone().requires_grad_(grad) for x in (q, k, v)]
+    backend = {"eager": "eager", "flex": "flex_attention"}.get(kind, "sdpa")
+    mask = flex_attention_mask(2, LENGTH, LENGTH) if kind == "flex" else seen
+    with torch.set_grad_enabled(grad), torch.compiler.set_stance("force_eager"):
+        output, _ = posenc_attention(backend, site, *inputs, mask, position_ids=pos[:1])
+    assert taken == expected_paths(name, kind, grad)
+    assert output.dtype == dtype
+    assert_close(output.double(), wanted, **TOLERANCE[dtype])
+    if grad:
+        learned = [p for p in site.encoding.parameters() if p.requires_grad]
+        sums = output.double().square().sum(), wanted.square().sum()
+        ours = torch.autograd.grad(sums[0], inputs + learned, allow_unused=True, materialize_grads=True)
+        theirs = torch.autograd.grad(sums[1], twins + learned, allow_unused=True, materialize_grads=True)
+        for one, other in zip(ours, theirs, strict=True):
+            scale = max(1.0, float(other.abs().max()))
+            assert_close(one.double() / scale, other.double() / scale, **{k: 4 * x for k, x in TOLERANCE[dtype].items()})
+
+
+def test_the_paths_are_those_that_the_engine_has():
+    """A path that is added is added here too."""
+    modules = {value for value in vars(entry).values() if inspect.ismodule(value) and value.__name__.startswith("hf_posenc.attention.")}
+    assert modules == set(MODULES.values())
