@@ -53,6 +53,8 @@ class BackbonePositions:
     def _embedded(self, backbone: Any, kwargs: dict[str, Any], encoding: Any, pos: torch.Tensor) -> torch.Tensor:
         ids, x = kwargs.pop("input_ids", None), kwargs.get("inputs_embeds")
         x = backbone.get_input_embeddings()(ids) if x is None else x
+        if x.ndim > 3:
+            raise ValueError("an encoding of the embeddings takes 2-D input_ids, [batch, tokens]: flatten the choices into the batch")
         return encoding.embed(x, pos.expand(x.shape[0], -1))
 
     def _keep_attention(self, backbone: Any, change: Callable[[str], None]) -> None:

@@ -84,7 +84,7 @@ class Layout:
             return None
         if isinstance(self.mask, Tensor) and self.mask.is_floating_point():
             return None
-        return self.once(split, lambda: split(self.q_pos, self.mask, self.num_keys))
+        return self.once(split, lambda: split(self.q_pos, self.k_pos, self.mask))
 
     def once(self, owner: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, made for the first layer that asks on behalf of `owner`."""
@@ -98,18 +98,19 @@ def blocks_of(rows: slice, size: int) -> list[slice]:
     return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
 
 
-def split(q_pos: Tensor, mask: Mask, num_keys: int) -> list[Segment] | None:
+def split(q_pos: Tensor, k_pos: Tensor, mask: Mask) -> list[Segment] | None:
     """The segments of a problem; None if it is not made of such."""
-    bounds = intervals(mask, q_pos.shape[1], num_keys, q_pos.device)
+    bounds = intervals(mask, q_pos.shape[1], k_pos.shape[1], q_pos.device)
     if bounds is None:
         return None
     first, end = (x.expand(len(q_pos), -1) for x in bounds)
-    alike = _same_rows(q_pos) and _same_rows(first) and _same_rows(end)
+    alike = _same_rows(q_pos) and _same_rows(k_pos) and _same_rows(first) and _same_rows(end)
     batches = [slice(0, len(q_pos))] if alike else [slice(b, b + 1) for b in range(len(q_pos))]
     window = _window(first[: len(batches)], end[: len(batches)])
     segments: list[Segment] = []
     for batch in batches:
-        found = _segments(batch, q_pos[batch.start], first[batch.start], end[batch.start], num_keys, window)
+        row = batch.start
+        found = _segments(batch, q_pos[row], k_pos[row], first[row], end[row], window)
         if found is None:
             return None
         segments += found
@@ -152,14 +153,14 @@ def _window(first: Tensor, end: Tensor) -> int | None:
     return int((end - first)[:, 1:][moved].max()) if bool(moved.any()) else None
 
 
-def _segments(batch: slice, pos: Tensor, first: Tensor, end: Tensor, num_keys: int, window: int | None) -> list[Segment] | None:
-    """The segments of one row of a batch; all arguments [Q]."""
+def _segments(batch: slice, pos: Tensor, k_pos: Tensor, first: Tensor, end: Tensor, window: int | None) -> list[Segment] | None:
+    """The segments of one row of a batch: `pos`, `first` and `end` of its queries [Q], `k_pos` of its keys [K]."""
     starts = _runs(first, end, pos)
     heads = starts.nonzero()[:, 0]
     lowest = first[heads][starts.cumsum(0) - 1]
     seen = end > first
     expected = lowest if window is None else torch.maximum(lowest, end - window)
-    if bool((seen & (first != expected)).any()) or not _keys_are_consecutive(pos, first, end, seen, num_keys):
+    if bool((seen & (first != expected)).any()) or not _keys_are_consecutive(pos[seen], k_pos, first[seen], end[seen] - 1):
         return None
     table = torch.stack((heads, first[heads], end[heads], pos[heads], seen[heads]), -1).tolist()
     stops = [row[0] for row in table[1:]] + [len(pos)]
@@ -170,10 +171,7 @@ def _segments(batch: slice, pos: Tensor, first: Tensor, end: Tensor, num_keys: i
     ]
 
 
-def _keys_are_consecutive(pos: Tensor, first: Tensor, end: Tensor, seen: Tensor, num_keys: int) -> bool:
-    """Whether all keys that a query sees lie one position apart. Without a cache the keys are the queries; cached ones always do."""
-    if len(pos) != num_keys:
-        return True
-    own = torch.arange(num_keys, device=end.device)
-    jumps = torch.cat((pos.new_zeros(1), (pos.diff() != 1).cumsum(0)))
-    return bool(((jumps[first] == jumps[own]) & (end - 1 == own))[seen].all())
+def _keys_are_consecutive(pos: Tensor, k_pos: Tensor, first: Tensor, last: Tensor) -> bool:
+    """Whether the keys that each query sees, from `first` to `last`, lie one position apart, the last at the position of the query."""
+    jumps = torch.cat((k_pos.new_zeros(1), (k_pos.diff() != 1).cumsum(0)))
+    return bool(((jumps[first] == jumps[last]) & (k_pos[last] == pos)).all())
