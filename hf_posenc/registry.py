@@ -26,7 +26,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """Decorator that files an object under `names`.
+        """Decorator that files an object under `names`. A class takes the place of what the same lines defined before.
 
         Raises:
             ValueError: a name is taken.
@@ -34,7 +34,7 @@ class Registry(Generic[T]):
 
         def decorator(entry: T) -> T:
             for name in names:
-                if name in self._entries:
+                if name in self._entries and not _same_place(self._entries[name], entry):
                     raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._entries.update(dict.fromkeys(names, entry))
             return entry
@@ -54,6 +54,13 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _same_place(one: object, other: object) -> bool:
+    """Whether both are classes of one name in one module."""
+    if not isinstance(one, type) or not isinstance(other, type):
+        return False
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def import_submodules(package: ModuleType) -> None:

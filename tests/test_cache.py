@@ -30,6 +30,8 @@ def tagged():
     class Tagged(RoPE):
         """RoPE and a score between the query and what each key was before it was rotated."""
 
+        relative = False
+
         def cached_key(self, k, pos):
             state = torch.stack((k[..., 0].tanh(), (pos * 0.7).cos()[:, None].expand(k.shape[:-1]).to(k)), -1)
             return torch.cat((super().cached_key(k, pos), state), -1)

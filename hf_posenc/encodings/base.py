@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..registry import Registry, suggestion
+from .naming import OVERRIDABLE, check_class
+from .naming import STAGES as STAGES
 
 ENCODINGS: Registry[type[PositionalEncoding]] = Registry("encoding")
-STAGES = ("embed", "rotate", "bias", "context_bias", "regions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,8 @@ class PositionalEncoding(nn.Module):
     """Defined at every position, whatever the context length it was built for."""
     needs_training: ClassVar[str] = ""
     """What a pretrained model must be trained for after the swap; empty when it works at once."""
+    positionless: ClassVar[bool] = False
+    """Overrides no stage, by intent; each class says so for itself."""
     data_dependent: ClassVar[bool] = False
     """What it computes with is chosen by the numbers in the position tensors, so that torch.compile breaks the graph there."""
     per_layer: bool = False
@@ -196,7 +199,7 @@ class PositionalEncoding(nn.Module):
     @classmethod
     def only(cls, stage: str) -> bool:
         """Whether the class acts in `stage` and nowhere else."""
-        return [s for s in (*STAGES, "cached_key") if cls.has(s)] == [stage]
+        return [s for s in OVERRIDABLE if cls.has(s)] == [stage]
 
     @property
     def context_length(self) -> int | None:
@@ -309,13 +312,16 @@ def create(name: str, geometry: Geometry, **options: Any) -> PositionalEncoding:
 def register(name: str) -> Callable[[type[PositionalEncoding]], type[PositionalEncoding]]:
     """Class decorator that files an encoding under `name`, for `patch`, the command line and the tests.
 
+    A class of the same name from the same place replaces the one before: a cell of a notebook is run twice.
+
     Raises:
-        ValueError: the name is taken, or is not snake_case.
+        ValueError: the name is taken, or is not snake_case; a class without a stage, or with a method that misspells one.
     """
     if not name.isidentifier() or name != name.lower():
         raise ValueError(f"an encoding's name is snake_case, got {name!r}")
 
     def decorator(cls: type[PositionalEncoding]) -> type[PositionalEncoding]:
+        check_class(cls, PositionalEncoding)
         ENCODINGS.register(name)(cls)
         cls.name = name
         return cls

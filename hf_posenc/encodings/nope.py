@@ -11,4 +11,5 @@ class NoPE(PositionalEncoding):
     """
 
     relative = True
+    positionless = True
     needs_training = "pretraining, or recalibration at the native length"

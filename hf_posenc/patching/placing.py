@@ -10,6 +10,7 @@ import torch
 from ..architectures.base import Group
 from ..attention.entry import BACKENDS, BIASABLE
 from ..encodings import ENCODINGS, create
+from ..encodings.contract import check_stages
 from .record import Patch, Placement, Request, attribute_name
 
 
@@ -56,6 +57,7 @@ def _place(record: Patch, request: Request, layers: tuple[int, ...], index: int,
         encoding.adopt(table)
     dtype = record.embedding.dtype if record.embedding.is_floating_point() else None
     encoding = encoding.to(record.device, dtype).train(record.model.training)
+    check_stages(encoding, dtype or torch.float32)
     slot_used = all(architecture.uses_slot(record.attentions[i]) for i in layers)
     native = native_slot and slot_used and architecture.can_hold(encoding)
     if not native:
