@@ -1,5 +1,37 @@
+import design
 import pytest
 import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-pairs", action="store_true", help="every encoding in every family, not the covering design alone")
+
+
+def pytest_generate_tests(metafunc):
+    """Give a test that is marked `pairs` its families and encodings."""
+    if marker := metafunc.definition.get_closest_marker("pairs"):
+        names, families = list(design.ENCODINGS), list(design.ARCHITECTURES)
+        if metafunc.config.getoption("all_pairs"):
+            pairs = design.everything()
+        elif marker.args == ("kinds",):
+            pairs = design.kinds(names, families, design.encoding_kind, design.family_kind)
+        else:
+            pairs = design.once(names, families, salt=metafunc.function.__name__)
+        metafunc.parametrize(("arch", "name"), pairs, ids=["-".join(pair) for pair in pairs])
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("pairs"):
+        item.user_properties.append(("pair", [item.callspec.params["arch"], item.callspec.params["name"]]))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many of all pairs met in this run, whichever process ran them."""
+    reports = [report for found in terminalreporter.stats.values() for report in found if getattr(report, "when", "") == "call"]
+    pairs = {tuple(value) for report in reports for key, value in report.user_properties if key == "pair"}
+    if pairs:
+        every = len(design.everything())
+        terminalreporter.write_line(f"{len(pairs)} of {every} pairs of family and encoding were run (--all-pairs runs all)")
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.patching import Request, apply, patch_of
 
-every_architecture = pytest.mark.parametrize("arch", list(ARCHITECTURES))
-every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())
+every_kind, once_each = pytest.mark.pairs("kinds"), pytest.mark.pairs("once")
+"""Which pairs of family and encoding a test is run with, see `design`; `--all-pairs` runs all with all."""
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
 
@@ -26,8 +26,7 @@ def patched_model(arch, name, seed=0, **changes):
     return hf_posenc.patch(model, name, layers="all", **options_for(name))
 
 
-@every_architecture
-@every_encoding
+@every_kind
 @torch.no_grad()
 def test_decoding_equals_evaluation(arch, name, batch):
     model, (ids, mask) = patched_model(arch, name), batch.values()
@@ -42,8 +41,7 @@ def test_decoding_equals_evaluation(arch, name, batch):
         assert_close(torch.cat(parts, 1)[mask.bool()], full[mask.bool()], **CLOSE)
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_left_padding_is_invisible(arch, name, batch):
     model, pad = patched_model(arch, name), 5
@@ -51,8 +49,7 @@ def test_left_padding_is_invisible(arch, name, batch):
     assert_close(padded, model(batch["input_ids"][:1, pad:]).logits[0], **CLOSE)
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_packed_documents_are_independent(arch, name, batch):
     def packed_and_alone(model):
@@ -66,8 +63,7 @@ def test_packed_documents_are_independent(arch, name, batch):
         assert_close(*packed_and_alone(patched_model(arch, name)), **CLOSE)
 
 
-@every_architecture
-@every_encoding
+@every_kind
 @torch.no_grad()
 def test_unpatch_is_exact(arch, name, batch):
     short = {k: v[:, 5:] for k, v in batch.items()}
@@ -82,8 +78,7 @@ def test_unpatch_is_exact(arch, name, batch):
     assert model.config._attn_implementation == tiny_model(arch).config._attn_implementation
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_copies_live_their_own_lives(arch, name, batch):
     short = {k: v[:, 5:] for k, v in batch.items()}
@@ -100,8 +95,7 @@ def test_copies_live_their_own_lives(arch, name, batch):
     assert torch.equal(twin(**short).logits, stock)
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_backends_agree(arch, name, batch):
     model, keep = patched_model(arch, name), batch["attention_mask"].bool()
@@ -120,8 +114,7 @@ def test_backends_agree(arch, name, batch):
         assert_close(value, logits["eager"], msg=lambda m, b=backend: f"{b}: {m}", **CLOSE)
 
 
-@every_architecture
-@every_encoding
+@every_kind
 @torch.no_grad()
 def test_scores_are_what_the_model_computes(arch, name, batch):
     model = tiny_model(arch)
@@ -171,8 +164,7 @@ def reference_attention(encoding, q, k, v, pos, kwargs, record, layer):
     return (weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2)
 
 
-@every_architecture
-@every_encoding
+@every_kind
 @torch.no_grad()
 def test_native_slot_equals_attention_function(arch, name, batch):
     native, other = patched_model(arch, name), tiny_model(arch)
@@ -182,8 +174,7 @@ def test_native_slot_equals_attention_function(arch, name, batch):
     assert_close(other(**batch).logits[keep], native(**batch).logits[keep], **CLOSE)
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_order_is_seen_through_the_encoding_alone(arch, name, batch):
     """One layer, last token: without any encoding the order of the earlier tokens cannot matter; with one it must."""
@@ -199,8 +190,7 @@ def test_order_is_seen_through_the_encoding_alone(arch, name, batch):
         assert difference < 3e-6
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_relative_encodings_see_distances_only(arch, name, batch):
     if not hf_posenc.describe(name).relative:
@@ -210,8 +200,7 @@ def test_relative_encodings_see_distances_only(arch, name, batch):
     assert_close(model(ids, position_ids=positions + 9).logits, model(ids, position_ids=positions).logits, **CLOSE)
 
 
-@every_architecture
-@every_encoding
+@once_each
 def test_every_parameter_learns(arch, name, batch):
     model = patched_model(arch, name).train()
     model.gradient_checkpointing_enable()
@@ -222,8 +211,7 @@ def test_every_parameter_learns(arch, name, batch):
     assert all(p.grad.abs().sum() > 0 for p in encodings)
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_checkpoint_loads_again(arch, name, batch, tmp_path):
     model = patched_model(arch, name)
@@ -240,8 +228,7 @@ def test_checkpoint_loads_again(arch, name, batch, tmp_path):
     assert again.config.max_position_embeddings == model.config.max_position_embeddings
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_generation_needs_no_cache(arch, name, batch):
     model = patched_model(arch, name)
@@ -250,8 +237,7 @@ def test_generation_needs_no_cache(arch, name, batch):
         assert torch.equal(model.generate(**batch, **settings), model.generate(**batch, use_cache=False, **settings))
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_static_cache_changes_nothing(arch, name, batch):
     model, (ids, mask) = patched_model(arch, name), batch.values()
@@ -267,8 +253,7 @@ def test_static_cache_changes_nothing(arch, name, batch):
     assert_close(torch.cat(parts, 1)[mask.bool()], full[mask.bool()], **CLOSE)
 
 
-@every_architecture
-@every_encoding
+@once_each
 @torch.no_grad()
 def test_half_precision_stays_close(arch, name, batch):
     model, keep = patched_model(arch, name), batch["attention_mask"].bool()

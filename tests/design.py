@@ -1,0 +1,79 @@
+"""Which encodings meet which families in the conformance suite: a covering design, computed from what both declare.
+
+`kinds` gives every encoding one family of each structural kind, and every family one encoding of each kind of stage and cache; `once`
+gives each encoding one family and each family one encoding, others in each test. Which of several is chosen depends on names alone (the
+highest hash wins), so that a new encoding or a new family leaves the other pairs as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable
+from functools import cache
+
+from tiny import tiny_model
+
+from hf_posenc.architectures import ARCHITECTURES
+from hf_posenc.architectures.base import TableArchitecture
+from hf_posenc.encodings import ENCODINGS
+from hf_posenc.encodings.base import STAGES
+from hf_posenc.patching import patch_of
+
+Pair = tuple[str, str]
+Kind = Callable[[str], Hashable]
+
+
+def encoding_kind(name: str) -> Hashable:
+    """Where an encoding acts, and what it leaves in the KV cache."""
+    cls = ENCODINGS[name]
+    stages = tuple(stage for stage in (*STAGES, "cached_key") if cls.has(stage))
+    return stages, cls.caches if {"rotate", "regions"} & set(stages) else "", cls.relative, cls.data_dependent, bool(cls.any_length)
+
+
+@cache
+def family_kind(arch: str) -> Hashable:
+    """How a family holds its positions, and what its attention does beside the products."""
+    record, architecture = patch_of(tiny_model(arch)), ARCHITECTURES[arch]
+    config, layers = record.backbone.config, range(len(record.attentions))
+    table = isinstance(architecture, TableArchitecture)
+    return (
+        table,
+        architecture.packs,
+        architecture.interleaved,
+        not table and record.geometry(record.group(0)).rotary_dim < record.geometry(record.group(0)).head_dim,
+        len({record.group(i) for i in layers}) > 1,
+        len(set(architecture.layer_types(config))) > 1,
+        any(not architecture.uses_slot(attention) for attention in record.attentions),
+        getattr(config, "attn_logit_softcapping", None) is not None,
+        hasattr(record.attentions[0], "sinks"),
+    )
+
+
+def kinds(names: Iterable[str], families: Iterable[str], name_kind: Kind, arch_kind: Kind) -> list[Pair]:
+    """Pairs (family, encoding): every encoding on a family of each kind, every family with an encoding of each kind."""
+    names, families = list(names), list(families)
+    pairs = {(_chosen(group, name), name) for group in _groups(families, arch_kind) for name in names}
+    pairs |= {(arch, _chosen(group, arch)) for group in _groups(names, name_kind) for arch in families}
+    return sorted(pairs)
+
+
+def once(names: Iterable[str], families: Iterable[str], salt: str) -> list[Pair]:
+    """Pairs (family, encoding): every encoding and every family at least once, which with which depending on `salt`."""
+    names, families = list(names), list(families)
+    pairs = {(_chosen(families, salt + name), name) for name in names} | {(arch, _chosen(names, salt + arch)) for arch in families}
+    return sorted(pairs)
+
+
+def everything() -> list[Pair]:
+    return [(arch, name) for arch in ARCHITECTURES for name in ENCODINGS]
+
+
+def _groups(members: list[str], kind: Kind) -> list[list[str]]:
+    found: dict[Hashable, list[str]] = {}
+    for member in members:
+        found.setdefault(kind(member), []).append(member)
+    return list(found.values())
+
+
+def _chosen(candidates: list[str], partner: str) -> str:
+    return max(candidates, key=lambda candidate: hashlib.sha256(f"{candidate} {partner}".encode()).digest())
