@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from tiny import options_for, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaModel
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES, Architecture
@@ -210,3 +210,17 @@ def test_it_takes_no_random_numbers_and_leaves_nothing(name):
     assert [m.training for m in model.modules()] == [m.training for m in plain.modules()]
     assert all(p.grad is None for p in model.parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+@torch.no_grad()
+def test_a_class_that_patches_itself():
+    """Its twin does the same, and is no stock model when it is built."""
+
+    class Own(LlamaModel):
+        def __init__(self, config):
+            super().__init__(config)
+            hf_posenc.patch(self, "alibi")
+
+    model = Own(tiny_config("llama"))
+    assert [e.name for e in hf_posenc.inspect(model).encodings] == ["alibi"]
+    assert not torch.equal(model(IDS)[0], hf_posenc.unpatch(model)(IDS)[0])

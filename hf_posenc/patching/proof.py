@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ ROUNDING = 1e-3
 """Difference, relative to the largest number or to what positions change, that float32 leaves between two ways to the same result."""
 
 _proven: set[tuple] = set()
+_trying: ContextVar[bool] = ContextVar("posenc_trying", default=False)
+"""A proof is being made: a class that patches itself when it is built does so in its twin too."""
 
 
 def prove(record: Patch, requests: Sequence[Request]) -> None:
@@ -45,8 +48,9 @@ def prove(record: Patch, requests: Sequence[Request]) -> None:
     """
     family = (type(record.backbone), id(record.architecture), _written(record.native_config()))
     wanted = (*family, *(_key(request) for request in requests))
-    if wanted in _proven:
+    if wanted in _proven or _trying.get():
         return
+    token = _trying.set(True)
     try:
         with torch.random.fork_rng(devices=[]):
             _try(record, requests, family not in _proven)
@@ -57,6 +61,8 @@ def prove(record: Patch, requests: Sequence[Request]) -> None:
             f"{type(record.backbone).__name__} cannot be patched: a trial with {TOKENS} tokens ended in {type(error).__name__}: {error}. "
             "Nothing was changed; verify=False patches without a trial"
         ) from error
+    finally:
+        _trying.reset(token)
     _proven.update((family, wanted))
 
 

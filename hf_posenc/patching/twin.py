@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from .record import Patch
+from .installing import uninstall
+from .record import RECORD, Patch
 
 VOCABULARY, INNER, EXPERTS = 128, 64, 4
 
@@ -27,7 +28,10 @@ def twin_of(record: Patch) -> Patch:
             _sharpen(model)
     except Exception as error:
         raise ValueError(f"a small {model_class.__name__} to try the patch on cannot be built: {error}") from error
-    return Patch(model.float().eval(), record.architecture, record.architecture.backbone(model))
+    backbone = record.architecture.backbone(model.float().eval())
+    if itself := backbone.__dict__.get(RECORD):
+        uninstall(itself)
+    return Patch(model, record.architecture, backbone)
 
 
 def small(config: PretrainedConfig) -> PretrainedConfig:
