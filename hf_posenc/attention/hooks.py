@@ -44,6 +44,8 @@ class BackbonePositions:
         kwargs["position_ids"] = pos = resolve(kwargs)
         for placement in self.placements:
             encoding = placement.encoding
+            if torch.is_grad_enabled():
+                getattr(backbone, placement.attribute, encoding).project()  # in the native slot: nothing
             if not encoding.any_length and has_values(pos) and not torch.compiler.is_compiling():
                 encoding.check_positions(int(pos.max()))
             if encoding.has("embed") and not placement.native:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..registry import Registry, suggestion
 from .naming import OVERRIDABLE, check_class
 from .naming import STAGES as STAGES
+from .options import count as count
+from .options import positive as positive
 
 ENCODINGS: Registry[type[PositionalEncoding]] = Registry("encoding")
 
@@ -224,6 +225,9 @@ class PositionalEncoding(nn.Module):
     def check_positions(self, last: int) -> None:
         """Raise ValueError if position `last` is not defined."""
 
+    def project(self) -> None:
+        """Bring learned parameters back within their bounds: asked before every forward pass with gradients."""
+
     def reset_buffers(self) -> None:
         """Rebuild every non-persistent buffer from the geometry and the options."""
 
@@ -327,26 +331,3 @@ def register(name: str) -> Callable[[type[PositionalEncoding]], type[PositionalE
         return cls
 
     return decorator
-
-
-def positive(name: str, value: Any, at_least: float = 0.0) -> float:
-    """`value` as a finite float above zero and not below `at_least`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0 or value < at_least:
-        bound = f"at least {at_least:g}" if at_least else "above 0"
-        raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
-    return float(value)
-
-
-def count(name: str, value: Any, at_least: int = 1) -> int:
-    """`value` as an integer not below `at_least`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
-    return value

@@ -3,7 +3,9 @@ import math
 
 import pytest
 import torch
+from tiny import tiny_model
 
+import hf_posenc
 from hf_posenc.encodings import create
 
 
@@ -45,10 +47,55 @@ def test_no_distance_no_bias(geometry, kernel):
     assert torch.equal(near, torch.zeros(1, 4, 1, 3))
 
 
-def test_starts_as_the_authors_do(geometry):
-    kerple = create("kerple", dataclasses.replace(geometry, num_heads=1000, num_kv_heads=1))
-    assert kerple.r1.min() >= 0 and 1.9 < kerple.r1.max() <= 2 and kerple.r1.mean().item() == pytest.approx(1, abs=0.1)
-    assert kerple.r2.min() >= 0 and 0.95 < kerple.r2.max() <= 1 and kerple.r2.mean().item() == pytest.approx(0.5, abs=0.05)
+@pytest.mark.parametrize("kernel, most", [("log", (2, 1)), ("power", (1, 2))])
+def test_starts_as_the_authors_do(geometry, kernel, most):
+    kerple = create("kerple", dataclasses.replace(geometry, num_heads=1000, num_kv_heads=1), kernel=kernel)
+    for r, top in zip((kerple.r1, kerple.r2), most, strict=True):
+        assert r.min() >= 0 and 0.95 * top < r.max() <= top and r.mean().item() == pytest.approx(top / 2, abs=0.05 * top)
+
+
+def follow(values, gradients, rate, low, high):
+    """The authors' rule, a number at a time: into the bounds before each forward pass, then a step."""
+    for gradient in gradients:
+        values = [min(max(r, low), high) - rate * gradient for r in values]
+    return [min(max(r, low), high) for r in values]
+
+
+@pytest.mark.parametrize("how", ["plain", "checkpointed", "compiled"])
+@pytest.mark.parametrize("kernel", ["log", "power"])
+def test_a_bound_is_left_as_soon_as_the_gradient_turns(kernel, how):
+    model = hf_posenc.patch(tiny_model("llama"), "kerple", kernel=kernel).train()
+    kerple, ids = model.model.positional_encoding, torch.arange(1, 9)[None]
+    if how == "checkpointed":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    run = torch.compile(model, backend="eager", fullgraph=True) if how == "compiled" else model
+    kerple.r1.data, kerple.r2.data = torch.tensor([0.1, 0.3, 0.5, 1.2]), torch.tensor([0.1, 0.3, 0.9, 1.9])
+    start, gradients = [kerple.r1.tolist(), kerple.r2.tolist()], [1.0] * 20 + [-1.0] * 30
+    optimizer = torch.optim.SGD([kerple.r1, kerple.r2], lr=0.03)
+    for gradient in gradients:
+        run(ids, labels=ids, use_cache=False).loss.backward()
+        for r in (kerple.r1, kerple.r2):
+            assert r.grad.isfinite().all()
+            r.grad = torch.full_like(r, gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+    high = (math.inf, 2.0 if kernel == "power" else math.inf)
+    expected = [follow(r, gradients, 0.03, 0.01, top) for r, top in zip(start, high, strict=True)]
+    model.eval()
+    with torch.no_grad():
+        before = model(ids).logits
+        kerple.project()
+        assert torch.equal(model(ids).logits, before)
+    torch.testing.assert_close([kerple.r1.tolist(), kerple.r2.tolist()], expected, rtol=0, atol=1e-5)
+
+
+def test_without_gradients_nothing_is_written():
+    model = hf_posenc.patch(tiny_model("llama"), "kerple")
+    kerple = model.model.positional_encoding
+    kerple.r1.data.fill_(-1.0)
+    with torch.no_grad():
+        model(torch.arange(1, 9)[None])
+    assert (kerple.r1 == -1).all()
 
 
 def test_bad_kernel(geometry):

@@ -16,7 +16,7 @@ class KERPLE(PositionalEncoding):
     """Kernelized relative positions (Chi et al., 2022, arXiv:2205.09921, section 4).
 
     score(i, j) = q_i k_j / sqrt(D) - r1 log(1 + r2 (i - j)), or - r1 (i - j)^r2, with r1, r2 > 0 learned for each head and
-    shared by all layers.
+    shared by all layers. At first they are uniform below 2 and 1, or 1 and 2; a step that takes them below 0.01 ends there.
 
     Args:
         kernel: "log" or "power" (there r2 is at most 2).
@@ -32,13 +32,22 @@ class KERPLE(PositionalEncoding):
         if kernel not in KERNELS:
             raise ValueError(f"kernel is one of {', '.join(KERNELS)}, got {kernel!r}")
         self.kernel = kernel
-        self.r1 = nn.Parameter(torch.rand(geometry.num_heads) * 2)
-        self.r2 = nn.Parameter(torch.rand(geometry.num_heads))
+        most = (2, 1) if kernel == "log" else (1, 2)
+        self.r1, self.r2 = (nn.Parameter(torch.rand(geometry.num_heads) * x) for x in most)
+
+    @property
+    def largest_r2(self) -> float:
+        return 2.0 if self.kernel == "power" else math.inf
+
+    @torch.no_grad()
+    def project(self) -> None:
+        self.r1.clamp_(SMALLEST)
+        self.r2.clamp_(SMALLEST, self.largest_r2)
 
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         distance = (q_pos - k_pos).clamp(min=0)
         r1 = _within(precise(self.r1, q_pos)[h], SMALLEST)
-        r2 = _within(precise(self.r2, q_pos)[h], SMALLEST, 2.0 if self.kernel == "power" else math.inf)
+        r2 = _within(precise(self.r2, q_pos)[h], SMALLEST, self.largest_r2)
         if self.kernel == "log":
             return -r1 * torch.log1p(r2 * distance)
         # 0 ** r2 has no gradient at distance 0, where the bias is 0 whatever r2.
@@ -46,5 +55,5 @@ class KERPLE(PositionalEncoding):
 
 
 def _within(r: Tensor, low: float, high: float = math.inf) -> Tensor:
-    """`r` clamped, with the gradient of `r`: as in the authors' code, a parameter that has met a bound can leave it again."""
+    """`r` clamped, with the gradient of `r`: what a step has taken past a bound counts as there until it is projected."""
     return r + (r.clamp(low, high) - r).detach()
