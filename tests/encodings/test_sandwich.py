@@ -6,20 +6,20 @@ import torch
 from hf_posenc.encodings import create
 
 
-def sinusoid(position, dim):
-    angles = [position * 10_000.0 ** (-2 * k / dim) for k in range(1, dim // 2 + 1)]
+def sinusoid(position, dim, first):
+    angles = [position * 10_000.0 ** (-2 * k / dim) for k in range(first, dim // 2 + first)]
     return torch.tensor([f(a) for a in angles for f in (math.sin, math.cos)], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("options, dim", [({}, 128), ({"dim": 6}, 6)])
-def test_scores(geometry, random_qk, options, dim):
+@pytest.mark.parametrize("options, dim, first", [({}, 128, 1), ({"dim": 6}, 6, 1), ({"dim": 6, "first": 0}, 6, 0)])
+def test_scores(geometry, random_qk, options, dim, first):
     sandwich = create("sandwich", geometry, **options)
     q, k, pos = random_qk(geometry, 12)
     scores = sandwich.scores(q, k, pos, pos)
     for h in range(4):
         for i in range(12):
             for j in range(12):
-                inner = sinusoid(i, dim) @ sinusoid(j, dim) - dim / 2
+                inner = sinusoid(i, dim, first) @ sinusoid(j, dim, first) - dim / 2
                 expected = (q[:, h, i] * k[:, h // 2, j]).sum(-1) / math.sqrt(8) + inner * 4 / (8 * (h + 1))
                 torch.testing.assert_close(scores[:, h, i, j], expected, rtol=0, atol=1e-5)
 
@@ -37,6 +37,19 @@ def test_no_distance_no_bias_and_never_above(geometry):
     table = create("sandwich", geometry).bias(torch.arange(4)[:, None], torch.arange(5000), torch.zeros(5000))
     assert torch.equal(table[:, 0], torch.zeros(4))
     assert (table[:, 1:] < 0).all()
+
+
+def test_first_zero_is_a_product_of_sinusoidal_encodings(geometry):
+    vectors = create("sinusoidal", geometry).embed(torch.zeros(1, 40, 32, dtype=torch.float64), torch.arange(40)[None])[0]
+    pos = torch.arange(40)
+    bias = create("sandwich", geometry, dim=32, first=0).bias(torch.tensor(3), pos[:, None].double(), pos.double())
+    torch.testing.assert_close(bias, (vectors @ vectors.T - 16) * 4 / 8 / 4, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", [{"first": -1}, {"first": 2}, {"first": True}])
+def test_bad_first(geometry, option):
+    with pytest.raises(ValueError, match="first"):
+        create("sandwich", geometry, **option)
 
 
 @pytest.mark.parametrize("dim, message", [(0, "at least 2"), (5, "dim must be even, got 5"), (64.0, "must be an integer")])

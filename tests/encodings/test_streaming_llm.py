@@ -20,6 +20,26 @@ def rolling(length, sinks, window):
     return rows
 
 
+def evaluated(length, sinks, window):
+    """distance[i][j] as the authors measure perplexity: a token attends to the whole cache and itself, and then the oldest goes."""
+    rows, cache = [], []
+    for i in range(length):
+        cache.append(i)
+        rows.append({j: cache.index(i) - cache.index(j) for j in cache})
+        cache = cache if len(cache) <= sinks + window else cache[:sinks] + cache[-window:]
+    return rows
+
+
+@pytest.mark.parametrize("sinks, window", [(4, 5), (1, 1), (0, 6), (3, 30)])
+def test_the_authors_evaluation_has_one_key_more(geometry, random_qk, rotary_scores, sinks, window):
+    q, k, pos = random_qk(geometry, 24)
+    distance = evaluated(24, sinks, window)
+    seen = torch.tensor([[j in distance[i] for j in range(24)] for i in range(24)])
+    expected = rotary_scores(q, k, lambda i, j: distance[i].get(j, 0) * PLAIN).masked_fill(~seen, -torch.inf)
+    scores = create("streaming_llm", geometry, sinks=sinks, window=window + 1).scores(q, k, pos, pos)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("sinks, window", [(4, 5), (1, 1), (0, 6), (3, 30), (8, 2)])
 def test_scores(geometry, random_qk, rotary_scores, interleaved, sinks, window):

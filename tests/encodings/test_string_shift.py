@@ -19,6 +19,14 @@ def test_scores(geometry, random_qk, rotary_scores, interleaved, shift, window):
     torch.testing.assert_close(scores.tril(), expected.tril(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [0.1 * np.log(2) + 1, 2.0])
+def test_the_factor_of_the_authors(geometry, random_qk, rotary_scores, factor):
+    q, k, pos = random_qk(geometry, 24)
+    expected = factor**2 * rotary_scores(q, k, lambda i, j: (i - j if i - j < 6 else i - j - 4) * PLAIN)
+    scores = create("string_shift", geometry, shift=6, window=2, attention_factor=float(factor)).scores(q, k, pos, pos)
+    torch.testing.assert_close(scores.tril(), expected.tril(), rtol=0, atol=1e-5)
+
+
 def test_stands_on_the_scaling_of_the_model(yarned, random_qk, rotary_scores):
     q, k, pos = random_qk(yarned, 12)
     expected = 1.25**2 * rotary_scores(q, k, lambda i, j: (i - j if i - j < 5 else i - j - 3) * np.array(yarned.frequencies))
@@ -32,7 +40,9 @@ def test_defaults(geometry, native, shift, window):
     assert (string.shift, string.window) == (shift, window)
 
 
-@pytest.mark.parametrize("options", [{"shift": 0}, {"window": 0}, {"window": 2.0}, {"window": 7, "shift": 6}, {"window": 6}])
+@pytest.mark.parametrize(
+    "options", [{"shift": 0}, {"window": 0}, {"window": 2.0}, {"window": 7, "shift": 6}, {"window": 6}, {"attention_factor": 0.0}]
+)
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         create("string_shift", geometry, **options)

@@ -11,10 +11,11 @@ class Sandwich(PositionalEncoding):
     """Sandwich (Chi et al., 2022, arXiv:2212.10356, section 5).
 
     score(i, j) = q_i k_j / sqrt(D) + H / 8h (sum_k cos((i - j) 10000^(-2k/d)) - d/2) for head h = 1 .. H and k = 1 .. d/2: the inner
-    product of two sinusoidal encodings, 0 at distance 0.
+    product of two sinusoidal encodings, 0 at distance 0 (the - d/2 changes nothing, as softmax sees it).
 
     Args:
         dim: d, the width of the sinusoidal encodings.
+        first: the first of d/2 successive k: 1 as in the equation, or 0, which gives the frequencies of `sinusoidal`.
 
     Needs training; then holds its perplexity beyond the length it was trained at.
     """
@@ -23,14 +24,17 @@ class Sandwich(PositionalEncoding):
     relative = True
     needs_training = "pretraining or fine-tuning"
 
-    def __init__(self, geometry: Geometry, *, dim: int = 128):
+    def __init__(self, geometry: Geometry, *, dim: int = 128, first: int = 1):
         super().__init__(geometry)
         self.dim = count("dim", dim, 2)
         if dim % 2:
             raise ValueError(f"dim must be even, got {dim}: it counts sines and cosines")
+        self.first = count("first", first, 0)
+        if first > 1:
+            raise ValueError(f"first is 0 or 1, got {first}")
 
     def reset_buffers(self) -> None:
-        k = torch.arange(1, self.dim // 2 + 1)
+        k = torch.arange(self.dim // 2) + self.first
         self.set_buffer("inv_freq", (10_000.0 ** (-2 * k.double() / self.dim)).float())
 
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:

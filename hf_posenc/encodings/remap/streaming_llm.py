@@ -18,7 +18,9 @@ class StreamingLLM(RemappedRoPE):
         sinks: n in tokens; 0 leaves a sliding window.
         window: w in tokens; default the native context less n.
 
-    Works without training. Differs from the paper: hidden keys stay in the KV cache.
+    Works without training. Differs from the paper: hidden keys stay in the KV cache. Differs from the authors' evaluation of
+    perplexity: there a token joins n + w others before the oldest goes, so that it sees w + 1 with itself; window = w + 1 does
+    that here. Their generation makes room first, as here.
     """
 
     def __init__(self, geometry: Geometry, *, sinks: int = 4, window: int | None = None):

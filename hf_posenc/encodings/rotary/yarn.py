@@ -11,7 +11,7 @@ from .scaling import ScaledRoPE
 
 @register("ntk_by_parts")
 class NTKByParts(ScaledRoPE):
-    """NTK-by-parts interpolation (bloc97, 2023; Peng et al., 2023, arXiv:2309.00071, definition 1).
+    """NTK-by-parts interpolation (Peng et al., 2023, arXiv:2309.00071, definition 1).
 
     f -> (1 - g) f / s + g f, where g ramps from 0 to 1 over the pairs that turn between `beta_slow` and `beta_fast`
     times within the native context L: slow pairs are interpolated, fast ones left alone.
@@ -23,7 +23,9 @@ class NTKByParts(ScaledRoPE):
         beta_slow: turns within L below which a pair is fully interpolated (the paper's alpha, 1).
         truncate: round the ends of the ramp outwards to whole pairs, as the authors' code does.
 
-    Works without training; better after about 400 steps at the target length.
+    Works without training; better after about 400 steps at the target length. Not the formula that bloc97 first gave the name
+    (2023), which blends in the frequencies of `ntk` too. Differs from the paper: the ramp is linear in the index of the pair,
+    as in the authors' code, where the paper's is linear in the number of turns.
     """
 
     def __init__(
@@ -85,7 +87,8 @@ class YaRN(NTKByParts):
         truncate: round the ends of the ramp outwards to whole pairs, as the authors' code does.
         attention_factor: factor on cos and sin; default 0.1 ln s + 1.
 
-    Works without training at small factors; the paper trains 400 steps at the target length.
+    Works without training at small factors; the paper trains 400 steps at the target length. Differs from the paper: the ramp
+    is linear in the index of the pair, as in the authors' code.
     """
 
     def __init__(
