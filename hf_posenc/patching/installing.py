@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..architectures.base import Group, RotarySlot
 from ..attention.cached import changes_keys, no_continuous_batching
+from ..attention.documents import hook_documents
 from ..attention.entry import PREFIX, EncodingSite
 from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation
 from ..encodings import PositionalEncoding
@@ -106,6 +107,7 @@ def _hook_backbone(record: Patch) -> None:
         in_attention = any(p.in_attention for p in record.placements)
         hook = BackbonePositions(names, record.placements, partial(change_backend, record) if in_attention else None)
         record.handles.append(record.backbone.register_forward_pre_hook(hook, with_kwargs=True))
+    record.handles.append(hook_documents(record.backbone))
 
 
 def change_backend(record: Patch, backend: str) -> None:

@@ -2,7 +2,7 @@
 
 from .lengths import LengthEvaluation, perplexities, window_nll
 from .loss import chunk_loss, full_loss
-from .packing import IGNORED, keeps_documents_apart, pack, separate_documents, unpack
+from .packing import IGNORED, check_isolation, pack, separate_documents, unpack
 from .positions import PoSE, RandomizedPositions
 from .schedules import Anneal, ProgressiveLengths
 
@@ -13,9 +13,9 @@ __all__ = [
     "PoSE",
     "ProgressiveLengths",
     "RandomizedPositions",
+    "check_isolation",
     "chunk_loss",
     "full_loss",
-    "keeps_documents_apart",
     "pack",
     "perplexities",
     "separate_documents",

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers.masking_utils import create_masks_for_generate
 
-from ..attention.cached import cache_in
+from ..attention.documents import hook_documents
 from ..evaluation.corpus import CorpusError
 from ..evaluation.token_nll import evaluating, input_device
 
 IGNORED = -100
 """The label that the loss of transformers leaves out."""
+DOCUMENTS = (3, 4, 2)
+"""Tokens of the documents on which a model shows that it keeps them apart."""
 
 
 def pack(texts: Dataset, tokenizer: Any, block_size: int, num_proc: int | None = None, boundaries: bool = True) -> Dataset:
@@ -28,9 +27,10 @@ def pack(texts: Dataset, tokenizer: Any, block_size: int, num_proc: int | None =
     left of them is filled up with padding that no loss counts.
 
     With `boundaries`, positions start again at 0 with each document and with each block, which is how transformers tells packed
-    documents apart: no token sees, or is predicted from, another document. That holds without a KV cache and without an attention
-    mask, as in `Trainer`, whose default is `use_cache=False`; see `separate_documents` for models that do not look. Without boundaries,
-    blocks run across documents, as is usual in pretraining.
+    documents apart: no token sees, or is predicted from, another document. In a stock model that holds without a KV cache and without
+    an attention mask, as in `Trainer`, whose default is `use_cache=False`; `separate_documents` makes it hold beside a mask too, as in
+    a patched model, and `check_isolation` shows whether it does. Without boundaries, blocks run across documents, as is usual in
+    pretraining.
 
     Args:
         texts: rows with a column "text"; empty ones are skipped.
@@ -93,61 +93,64 @@ def unpack(blocks: Dataset) -> torch.Tensor:
     return ids[real]
 
 
-def keeps_documents_apart(model: Any) -> bool:
-    """Whether a document packed behind another one is left alone by it, when only its positions say where it begins.
+def check_isolation(model: Any) -> None:
+    """Prove that packed documents do not see each other, on the model itself.
 
-    Seen on the model itself: a document behind two different ones must get the same logits, up to a thousandth of what they differ
-    by when all is one document. As in training with `Trainer`, there is no cache and no attention mask.
+    Three documents lie in a row, and one of them is exchanged: the logits of the others must stay, up to a thousandth of what they
+    change by when all is one document. Tried as models are trained, without a KV cache: without an attention mask, and with one of
+    ones, which many collators add. The model, the modes of its modules, its gradients and the random numbers to come are as before.
+
+    Raises:
+        ValueError: a document sees another, or the logits are not finite; the message names what leaked and what to do.
     """
-    first = torch.tensor([[2, 3, 4, 5], [6, 7, 8, 9]])
-    ids = torch.cat((first, first[:1].expand(2, -1)), 1) % model.get_input_embeddings().weight.shape[0]
-    joined = torch.arange(8)[None].expand(2, -1)
-    with evaluating(model):
-        apart, together = (_influence(model, ids, positions) for positions in (joined % 4, joined))
-    return apart <= 1e-3 * together
+    with evaluating(model), torch.random.fork_rng():
+        together = _influence(model, torch.arange(sum(DOCUMENTS)), None).max()
+        for given, mask in {"no attention mask": None, "an attention mask of ones": torch.ones(1, dtype=torch.long)}.items():
+            apart = _influence(model, torch.cat([torch.arange(length) for length in DOCUMENTS]), mask)
+            if (worst := apart.max()) > 1e-3 * together:
+                changed, seen = divmod(int(apart.argmax()), len(DOCUMENTS))
+                raise ValueError(
+                    f"packed documents see each other in {type(model).__name__} with attention {model.config._attn_implementation!r}: "
+                    f"with {given}, exchanging document {changed + 1} of a row changes the logits of document {seen + 1} by {worst:.1e}. "
+                    "hf_posenc.training.separate_documents(model) keeps them apart where that is possible; where it is not, pack without "
+                    "boundaries, or use another attn_implementation"
+                )
 
 
-def _influence(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> float:
-    """How much the logits of the second half of two rows differ."""
-    device = input_device(model)
-    logits = model(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False).logits[:, ids.shape[1] // 2 :]
-    return (logits[0] - logits[1]).abs().max().item()
+def _influence(model: Any, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """How much the logits of each document (columns) differ when each document (rows) is exchanged; 0 for its own."""
+    device, owner = input_device(model), torch.arange(len(DOCUMENTS)).repeat_interleave(torch.tensor(DOCUMENTS))
+    exchanged = torch.arange(-1, len(DOCUMENTS))[:, None] == owner
+    ids = (torch.arange(2, 2 + len(owner)) + len(owner) * exchanged) % model.get_input_embeddings().weight.shape[0]
+    given = {"input_ids": ids, "position_ids": positions.expand(len(ids), -1)} | (
+        {} if mask is None else {"attention_mask": mask.expand(*ids.shape)}
+    )
+    logits = model(**{name: column.to(device) for name, column in given.items()}, use_cache=False).logits.float()
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"{type(model).__name__} has logits that are not finite: its weights are damaged, or its dtype is too narrow for them"
+        )
+    change = (logits[1:] - logits[:1]).abs().amax(-1).cpu()
+    found = torch.stack([change[:, owner == document].amax(-1) for document in range(len(DOCUMENTS))], 1)
+    return found.fill_diagonal_(0)
 
 
-def separate_documents(model: Any) -> RemovableHandle | None:
-    """Make a model keep packed documents apart whose family does not look at the positions for it (OPT, GPT-OSS).
+def separate_documents(model: Any) -> RemovableHandle:
+    """Make a model keep packed documents apart, told by positions that begin again, with any 2-D attention mask or none.
 
-    A hook on this instance gives the decoder the mask that transformers makes from the positions for the other families, whenever it
-    is called with positions, without a mask and without a cache.
+    Some families do not look at the positions for it (OPT, GPT-OSS), and none does beside a mask, though it be all ones. A hook on this
+    instance gives the decoder the mask that follows (`DocumentMasks`). A patched model has that hook already, until it is unpatched.
 
     Returns:
-        the handle that removes the hook; None where the model keeps documents apart already.
+        the handle that removes the hook.
 
     Raises:
         ValueError: the model does not keep documents apart in this way either. It is unchanged then.
     """
-    if keeps_documents_apart(model):
-        return None
-    handle = model.get_decoder().register_forward_pre_hook(DocumentMasks(), with_kwargs=True)
-    if not keeps_documents_apart(model):
+    handle = hook_documents(model.get_decoder())
+    try:
+        check_isolation(model)
+    except ValueError:
         handle.remove()
-        raise ValueError(
-            f"packed documents see each other in {type(model).__name__} with attention {model.config._attn_implementation!r}: "
-            "pack without boundaries, or use another attn_implementation"
-        )
+        raise
     return handle
-
-
-class DocumentMasks:
-    """Before a decoder runs on packed documents: the mask that follows from their positions."""
-
-    def __call__(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
-        if kwargs.get("attention_mask") is None and cache_in(kwargs) is None and kwargs.get("position_ids") is not None:
-            kwargs["attention_mask"] = self._masks(decoder, **kwargs)
-        return (), kwargs
-
-    def _masks(self, decoder: Any, position_ids: torch.Tensor, input_ids: Any = None, inputs_embeds: Any = None, **rest: Any) -> Any:
-        shape = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:2]
-        like = decoder.get_input_embeddings().weight.new_empty(*shape, 0)
-        return create_masks_for_generate(decoder.config, like, None, None, position_ids)

@@ -7,13 +7,15 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import options_for, save_tiny, tiny_config, tiny_model
+from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoTokenizer, Trainer, TrainingArguments, default_data_collator
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
+from hf_posenc.compat import CACHE
 from hf_posenc.evaluation import CorpusError
-from hf_posenc.training import IGNORED, keeps_documents_apart, pack, separate_documents, unpack
+from hf_posenc.training import IGNORED, check_isolation, pack, separate_documents, unpack
 from hf_posenc.training.packing import cut_blocks
 
 LENGTHS = (4, 14, 6)
@@ -117,7 +119,6 @@ def loss_alone(model):
 @pytest.mark.parametrize(("family", "name"), [*EVERY_ENCODING, *EVERY_FAMILY])
 def test_a_packed_block_has_the_loss_and_the_gradients_of_its_documents(family, name):
     model = trainable(family, name)
-    assert (separate_documents(model) is None) == ARCHITECTURES[family].packs
     loss, gradients = loss_alone(model)
     for _ in range(2):
         model.zero_grad()
@@ -132,18 +133,138 @@ def test_a_packed_block_has_the_loss_and_the_gradients_of_its_documents(family, 
         model.activation_checkpointing_enable()
 
 
+def positions_of(*lengths):
+    return torch.cat([torch.arange(length) for length in lengths])
+
+
+def packed_batches():
+    """What goes with one packed row, and where its tokens are: every way in which collators say that all, or all but padding, is seen."""
+    ids, size = torch.tensor([list(chain(*documents()))]), sum(LENGTHS)
+    positions, ones = positions_of(*LENGTHS)[None], torch.ones(1, size, dtype=torch.long)
+    here = {"input_ids": ids, "position_ids": positions}
+    yield "no mask", slice(None), {**here, "use_cache": False}
+    yield "no mask, the model's own cache", slice(None), here
+    for kind in (torch.long, torch.bool, torch.float32):
+        yield f"ones as {kind}", slice(None), {**here, "attention_mask": ones.to(kind), "use_cache": False}
+    yield "ones, the model's own cache", slice(None), {**here, "attention_mask": ones}
+    for side, pad in (("right", (0, 3)), ("left", (3, 0))):  # with all positions that padding is given anywhere
+        for filler in (0, 1):
+            padded = {"input_ids": F.pad(ids, pad), "attention_mask": F.pad(ones, pad), "position_ids": F.pad(positions, pad, value=filler)}
+            yield f"padding on the {side} at {filler}", slice(pad[0], pad[0] + size), padded
+    again = {name: column.expand(2, -1) for name, column in here.items()}
+    yield "two rows", slice(None), {**again, "position_ids": positions, "attention_mask": ones.expand(2, -1)}
+
+
+@pytest.mark.parametrize(("family", "name"), [*EVERY_ENCODING, *EVERY_FAMILY])
+@torch.no_grad()
+def test_a_mask_beside_positions_that_restart_does_not_undo_packing(family, name):
+    model = trainable(family, name).eval()
+    alone = torch.cat([model(torch.tensor([document]), use_cache=False).logits for document in documents()], 1)
+    for what, tokens, batch in packed_batches():
+        for row in model(**batch).logits[:, tokens]:
+            assert_close(row, alone[0], atol=2e-5, rtol=2e-4, msg=lambda m, w=what: f"{w}: {m}")
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("name", ["alibi", "yarn", "rerope"])
+@torch.no_grad()
+def test_every_backend_keeps_documents_apart(name, backend):
+    model = trainable("llama", name).eval()
+    model.set_attn_implementation(backend)
+    with torch.compiler.set_stance("force_eager"):
+        check_isolation(model)
+
+
+@pytest.mark.parametrize("name", ["alibi", "yarn"])
+@torch.no_grad()
+def test_compiled_too_without_a_look_at_the_values(name):
+    model = trainable("llama", name).eval()
+    for what, tokens, batch in (b for b in packed_batches() if b[0] in ("no mask", "ones as torch.int64", "padding on the left at 1")):
+        expected = model(**batch).logits[:, tokens]
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert_close(compiled(**batch).logits[:, tokens], expected, atol=2e-5, rtol=2e-4, msg=lambda m, w=what: f"{w}: {m}")
+
+
+@pytest.mark.parametrize("name", [None, "alibi", "yarn", "rerope"])
+@torch.no_grad()
+def test_positions_that_do_not_restart_are_one_document(name):
+    """Bit for bit what happens without the hook: padding, skipped positions beside a mask, and a prompt that goes on from a cache."""
+    model, ids = trainable("llama", name).eval(), torch.randint(3, 60, (2, 10))
+    ones, left = torch.ones_like(ids), torch.ones_like(ids).index_fill(1, torch.arange(3), 0)
+    calls = [
+        {"attention_mask": left, "position_ids": (left.cumsum(-1) - 1).masked_fill(left == 0, 1)},
+        {"attention_mask": left.flip(1), "position_ids": (left.flip(1).cumsum(-1) - 1).masked_fill(left.flip(1) == 0, 0)},
+        {"attention_mask": ones, "position_ids": torch.arange(10)[None] + 5 * (torch.arange(10) > 4)},
+        {"attention_mask": ones, "position_ids": torch.arange(10).expand(2, -1) // 2 + 1},
+    ]
+    seen = watch_masks(model)
+    handle = separate_documents(model)
+    del seen[:]
+    for call in calls:
+        model(ids, **call)
+        assert seen.pop() is call["attention_mask"]
+    cache = model(ids[:, :6])[CACHE]
+    mask = torch.ones(2, 10, dtype=torch.long)
+    model(ids[:, 6:], attention_mask=mask, position_ids=torch.arange(4)[None], **{CACHE: cache})
+    assert seen.pop() is mask
+    handle.remove()
+
+
+def watch_masks(model):
+    """A list that gets the mask that the decoder itself is called with."""
+    seen = []
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def noting(*args, **kwargs):
+        seen.append(kwargs.get("attention_mask"))
+        return forward(*args, **kwargs)
+
+    decoder.forward = noting
+    return seen
+
+
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_the_probe_sees_which_families_keep_documents_apart(family):
-    model = tiny_model(family)
-    assert keeps_documents_apart(model) == ARCHITECTURES[family].packs
-    before = model(torch.arange(3, 10)[None]).logits
+def test_the_check_sees_what_leaks(family):
+    """Stock models: with a mask of ones all leak, without one those that `packs` denies."""
+    model = tiny_model(family).train()
+    leaky = "an attention mask of ones" if ARCHITECTURES[family].packs else "no attention mask"
+    with pytest.raises(ValueError, match=f"with {leaky}, exchanging document [12] of a row changes the logits of document [23] by"):
+        check_isolation(model)
+    before = model.eval()(torch.arange(3, 10)[None]).logits
     handle = separate_documents(model)
     twin = copy.deepcopy(model)
-    assert keeps_documents_apart(model) and keeps_documents_apart(twin)
+    check_isolation(model), check_isolation(twin)
     assert torch.equal(model(torch.arange(3, 10)[None]).logits, before)
-    if handle is not None:
-        handle.remove()
-        assert not keeps_documents_apart(model) and keeps_documents_apart(twin)
+    handle.remove()
+    check_isolation(twin)
+    with pytest.raises(ValueError, match="packed documents see each other"):
+        check_isolation(model)
+
+
+def test_the_check_leaves_everything_as_it_was():
+    model = tiny_model("gpt2", resid_pdrop=0.5).train()
+    model.transformer.h[0].eval()
+    model(torch.arange(3, 10)[None], labels=torch.arange(3, 10)[None]).loss.backward()
+
+    def state():
+        tensors = [*model.state_dict().values(), *(p.grad for p in model.parameters()), torch.get_rng_state()]
+        return [tensor.clone() for tensor in tensors], [module.training for module in model.modules()]
+
+    before, modes = state()
+    with pytest.raises(ValueError):
+        check_isolation(model)
+    separate_documents(model)
+    after, modes_after = state()
+    assert all(map(torch.equal, before, after)) and modes == modes_after
+
+
+def test_the_check_says_that_weights_are_no_numbers():
+    model = tiny_model("llama")
+    model.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="logits that are not finite"):
+        check_isolation(model)
 
 
 @pytest.mark.parametrize("family", [family for family in ARCHITECTURES if not ARCHITECTURES[family].packs])
@@ -155,7 +276,7 @@ def test_a_patch_after_the_masks_leaves_documents_apart(family):
     loss, _ = loss_alone(model)
     assert model(**default_data_collator(list(block())), use_cache=False).loss.item() == pytest.approx(loss, rel=1e-5)
     hf_posenc.unpatch(model)
-    assert keeps_documents_apart(model)
+    check_isolation(model)
 
 
 def test_a_model_that_cannot_keep_documents_apart_is_refused_and_left_as_it_was():

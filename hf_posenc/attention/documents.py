@@ -1,0 +1,72 @@
+"""Documents packed into one row: kept apart by where their positions begin again."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+from transformers.masking_utils import create_masks_for_generate, packed_sequence_mask_function
+
+from .cached import cache_in
+
+
+def hook_documents(decoder: nn.Module) -> RemovableHandle:
+    """Let a decoder keep packed documents apart (`DocumentMasks`); the handle undoes it."""
+    names = list(inspect.signature(type(decoder).forward).parameters)[1:]
+    return decoder.register_forward_pre_hook(DocumentMasks(names), with_kwargs=True)
+
+
+class DocumentMasks:
+    """Before a decoder runs: where positions begin again within a row, the mask that hides the other documents of the row.
+
+    transformers looks for packed documents in some families only, and in none that is given a 2-D mask: one of ones, as most collators
+    add, would undo the packing. Padding stays hidden, and is no document. Beside a 2-D mask, or with `use_cache`, a jump ahead does not
+    end a document; without them it does, as transformers has it. What goes on from a KV cache is left alone, and so is a mask that says
+    all by itself.
+
+    Args:
+        names: of the arguments of the decoder's `forward`.
+    """
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def __call__(self, decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        given: dict[str, Any] = dict(zip(self.names, args, strict=False)) | kwargs
+        positions, mask = (cast(Any, given.get(name)) for name in ("position_ids", "attention_mask"))
+        if cache_in(given) is not None or not readable(positions, mask):
+            return args, kwargs
+        rows = next(x for name in ("inputs_embeds", "input_ids") if (x := given.get(name)) is not None)
+        positions = positions.expand(len(rows), -1)
+        starts = restarts(positions, mask)
+        if not torch.compiler.is_compiling() and not starts.any():
+            return args, kwargs
+        if mask is None and not given.get("use_cache", decoder.config.use_cache):
+            starts = positions.diff(prepend=positions[:, :1] - 1) != 1
+        return (), given | {"attention_mask": document_masks(decoder, starts.cumsum(-1), mask)}
+
+
+def readable(positions: Any, mask: Any) -> bool:
+    """Whether positions [B,Q] have values, and the mask, none or one for padding [B,Q], leaves it to them where documents begin."""
+    told = isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] > 1 and not positions.is_meta
+    return told and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == positions.shape[1]))
+
+
+def restarts(positions: Tensor, mask: Tensor | None) -> Tensor:
+    """Where positions [B,Q] fall or are 0 again, as seen from the token before that the mask [B,Q] does not hide: [B,Q] bool."""
+    real = torch.ones_like(positions, dtype=torch.bool) if mask is None else mask.bool().to(positions.device)
+    steps = torch.arange(positions.shape[1], device=positions.device)
+    before = F.pad(torch.where(real, steps, -1).cummax(-1).values[:, :-1], (1, 0), value=-1)
+    earlier = positions.gather(-1, before.clamp(min=0))
+    return real & (before >= 0) & ((positions < earlier) | (positions == 0))
+
+
+def document_masks(decoder: Any, documents: Tensor, mask: Tensor | None) -> Any:
+    """What the decoder takes for a mask, by its backend and its kinds of layers; `documents` [B,Q] numbers those of each row."""
+    like = decoder.get_input_embeddings().weight.new_empty(*documents.shape, 0, device=documents.device)
+    apart = packed_sequence_mask_function(documents)
+    return create_masks_for_generate(decoder.config, like, mask, None, and_mask_function=apart)
