@@ -14,8 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..registry import Registry, suggestion
 from .naming import OVERRIDABLE, check_class
 from .naming import STAGES as STAGES
-from .options import count as count
-from .options import positive as positive
 
 ENCODINGS: Registry[type[PositionalEncoding]] = Registry("encoding")
 

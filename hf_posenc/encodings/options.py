@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
+LARGEST = 1e6
+"""Of numbers that have no reason to be large: products of a few of them are finite in float32."""
+LARGEST_BASE = 1e12
+"""Of the bases of frequencies."""
+FARTHEST = 1 << 40
+"""Of distances and lengths in tokens: any text is shorter, and float64 counts them exactly."""
+LONGEST_TABLE = 1 << 24
+"""Of rows of a table that is held in memory."""
 
-def positive(name: str, value: Any, at_least: float = 0.0) -> float:
-    """`value` as a finite float above zero and not below `at_least`.
+
+def positive(name: str, value: Any, at_least: float = 0.0, at_most: float = LARGEST) -> float:
+    """`value` as a float above zero, not below `at_least` and not above `at_most`.
 
     Raises:
         ValueError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0 or value < at_least:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not max(at_least, 0) <= value <= at_most or value == 0:  # NaN is not within anything
         bound = f"at least {at_least:g}" if at_least else "above 0"
-        raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number {bound} and at most {at_most:g}, got {value!r}")
     return float(value)
 
 
-def count(name: str, value: Any, at_least: int = 1) -> int:
-    """`value` as an integer not below `at_least`.
+def count(name: str, value: Any, at_least: int = 1, at_most: int = FARTHEST) -> int:
+    """`value` as an integer not below `at_least` and not above `at_most`.
 
     Raises:
         ValueError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+    if value > at_most:
+        raise ValueError(f"{name} must be an integer of at most {at_most}, got {value!r}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value`, which is True or False.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is True or False, got {value!r}")
+    return value
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """`value`, which is one of `choices`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
     return value

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..base import Geometry, PositionalEncoding, has_values, precise, register
+from ..options import flag
 
 WIDTH = 32
 THRESHOLD = 512.0
@@ -31,9 +32,7 @@ class FIRE(PositionalEncoding):
 
     def __init__(self, geometry: Geometry, *, shared: bool = False):
         super().__init__(geometry)
-        if not isinstance(shared, bool):
-            raise ValueError(f"shared is True or False, got {shared!r}")
-        self.per_layer = not shared
+        self.per_layer = not flag("shared", shared)
         bound = WIDTH**-0.5
         self.w1, self.b1 = _uniform(1.0, WIDTH), _uniform(1.0, WIDTH)
         self.w2, self.b2 = _uniform(bound, geometry.num_heads, WIDTH), _uniform(bound, geometry.num_heads)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Geometry, PositionalEncoding, precise, register
+from ..options import one_of
 
 KERNELS = ("log", "power")
 SMALLEST = 0.01
@@ -29,9 +30,7 @@ class KERPLE(PositionalEncoding):
 
     def __init__(self, geometry: Geometry, *, kernel: str = "log"):
         super().__init__(geometry)
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel is one of {', '.join(KERNELS)}, got {kernel!r}")
-        self.kernel = kernel
+        self.kernel = one_of("kernel", kernel, KERNELS)
         most = (2, 1) if kernel == "log" else (1, 2)
         self.r1, self.r2 = (nn.Parameter(torch.rand(geometry.num_heads) * x) for x in most)
 

@@ -3,7 +3,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, count, precise, register
+from ..base import Geometry, PositionalEncoding, precise, register
+from ..options import count
+
+LARGEST_DIM = 1 << 16
 
 
 @register("sandwich")
@@ -26,12 +29,10 @@ class Sandwich(PositionalEncoding):
 
     def __init__(self, geometry: Geometry, *, dim: int = 128, first: int = 1):
         super().__init__(geometry)
-        self.dim = count("dim", dim, 2)
+        self.dim = count("dim", dim, 2, LARGEST_DIM)
         if dim % 2:
             raise ValueError(f"dim must be even, got {dim}: it counts sines and cosines")
-        self.first = count("first", first, 0)
-        if first > 1:
-            raise ValueError(f"first is 0 or 1, got {first}")
+        self.first = count("first", first, 0, 1)
 
     def reset_buffers(self) -> None:
         k = torch.arange(self.dim // 2) + self.first

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..base import Geometry, PositionalEncoding, count, precise, register
+from ..base import Geometry, PositionalEncoding, precise, register
+from ..options import LONGEST_TABLE, count
 
 
 @register("t5")
@@ -27,7 +28,7 @@ class T5Bias(PositionalEncoding):
 
     def __init__(self, geometry: Geometry, *, num_buckets: int = 32, max_distance: int = 128):
         super().__init__(geometry)
-        self.num_buckets = count("num_buckets", num_buckets, 2)
+        self.num_buckets = count("num_buckets", num_buckets, 2, LONGEST_TABLE)
         self.max_distance = count("max_distance", max_distance, self.num_buckets // 2 + 1)
         std = geometry.hidden_size**-0.5
         self.table = nn.Parameter(torch.randn(self.num_buckets, geometry.num_heads) * std)

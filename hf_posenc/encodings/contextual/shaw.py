@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..base import Geometry, PositionalEncoding, count, precise, register
+from ..base import Geometry, PositionalEncoding, precise, register
+from ..options import LONGEST_TABLE, count
 
 
 @register("shaw")
@@ -25,7 +26,7 @@ class Shaw(PositionalEncoding):
 
     def __init__(self, geometry: Geometry, *, max_distance: int = 16):
         super().__init__(geometry)
-        self.max_distance = count("max_distance", max_distance)
+        self.max_distance = count("max_distance", max_distance, at_most=LONGEST_TABLE)
         self.table = nn.Parameter(torch.empty(self.max_distance + 1, geometry.head_dim))
         nn.init.xavier_uniform_(self.table)
 

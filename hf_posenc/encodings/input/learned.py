@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Geometry, PositionalEncoding, count, positive, register
+from ..base import Geometry, PositionalEncoding, register
+from ..options import LONGEST_TABLE, count, positive
 
 
 @register("learned")
@@ -28,7 +29,7 @@ class LearnedAbsolute(PositionalEncoding):
 
     def __init__(self, geometry: Geometry, *, max_positions: int | None = None, init_std: float = 0.02):
         super().__init__(geometry)
-        self.rows = geometry.max_positions if max_positions is None else count("max_positions", max_positions)
+        self.rows = geometry.max_positions if max_positions is None else count("max_positions", max_positions, at_most=LONGEST_TABLE)
         std = positive("init_std", init_std)
         self.table = nn.Parameter(torch.randn(self.rows, geometry.hidden_size) * std)
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, positive, precise, register
+from ..base import Geometry, PositionalEncoding, precise, register
+from ..options import LARGEST_BASE, one_of, positive
 
 LAYOUTS = ("interleaved", "concatenated")
 
@@ -29,9 +30,8 @@ class Sinusoidal(PositionalEncoding):
         super().__init__(geometry)
         if geometry.hidden_size % 2:
             raise ValueError(f"sinusoidal pairs dimensions, but hidden_size is odd: {geometry.hidden_size}")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
-        self.theta, self.layout, self.scale = positive("theta", theta), layout, positive("scale", scale)
+        self.theta, self.scale = positive("theta", theta, at_most=LARGEST_BASE), positive("scale", scale)
+        self.layout = one_of("layout", layout, LAYOUTS)
 
     def reset_buffers(self) -> None:
         width = self.geometry.hidden_size

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import Geometry, Region, count, register
+from ..base import Geometry, Region, register
+from ..options import count
 from .base import RemappedRoPE
 
 

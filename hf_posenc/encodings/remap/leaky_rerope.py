@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from ..base import Geometry, positive, register
+from ..base import Geometry, register
+from ..options import FARTHEST, positive
 from .rerope import ReRoPE
 
 
@@ -22,4 +23,4 @@ class LeakyReRoPE(ReRoPE):
 
     def __init__(self, geometry: Geometry, *, window: int | None = None, leak: float = 16.0, log_scaling: bool = True):
         super().__init__(geometry, window=window, log_scaling=log_scaling)
-        self.leak = positive("leak", leak, at_least=1.0)
+        self.leak = positive("leak", leak, at_least=1.0, at_most=FARTHEST)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import Geometry, Region, count, precise, register
+from ..base import Geometry, Region, precise, register
+from ..options import count, flag
 from ..rotary.rope import Place, once
 from .base import RemappedRoPE, own
 
@@ -31,7 +32,7 @@ class ReRoPE(RemappedRoPE):
     def __init__(self, geometry: Geometry, *, window: int | None = None, log_scaling: bool = True):
         super().__init__(geometry)
         self.window = max(1, min(512, geometry.max_positions // 2)) if window is None else count("window", window)
-        self.log_scaling = log_scaling
+        self.log_scaling = flag("log_scaling", log_scaling)
 
     def stored(self, pos: Tensor) -> Tensor:
         return pos / self.leak

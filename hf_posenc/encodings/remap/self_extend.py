@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import Geometry, Region, count, register
+from ..base import Geometry, Region, register
+from ..options import count
 from ..rotary.scaling import stretch
 from .base import RemappedRoPE, own
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..base import Geometry, count, register
+from ..base import Geometry, register
+from ..options import count
 from .by_length import RoPEByLength
 from .ntk import stretched_base
 from .rope import power_frequencies

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import Geometry, positive, register
+from ..base import Geometry, register
+from ..options import positive
 from .rope import power_frequencies
 from .scaling import ScaledRoPE
 

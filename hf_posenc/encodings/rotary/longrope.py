@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Geometry, count, positive, register
+from ..base import Geometry, register
+from ..options import count, positive
 from .by_length import RoPEByLength
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import Geometry, positive, register
+from ..base import Geometry, register
+from ..options import positive
 from .rope import RoPE, power_frequencies, scaled_already
 
 

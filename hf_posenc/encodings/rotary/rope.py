@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, has_values, positive, precise, register
+from ..base import Geometry, PositionalEncoding, has_values, precise, register
+from ..options import LARGEST_BASE, positive
 
 Place = Callable[[Tensor], Tensor]
 """Positions of tokens, in float64 and of any shape -> the positions, whole or not, that they are turned to."""
@@ -78,7 +79,7 @@ class RoPE(PositionalEncoding):
 
     def __init__(self, geometry: Geometry, *, theta: float | None = None, partial: float | None = None):
         super().__init__(geometry)
-        self.theta = geometry.theta if theta is None else positive("theta", theta)
+        self.theta = geometry.theta if theta is None else positive("theta", theta, at_most=LARGEST_BASE)
         self.dim = geometry.rotary_dim if partial is None else _partial_dim(geometry.head_dim, partial)
         self.attention_factor = 1.0
         if self.dim % 2:

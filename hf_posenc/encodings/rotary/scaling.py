@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from ..base import Geometry, count, positive
+from ..base import Geometry
+from ..options import count, positive
 from .rope import RoPE, scaled_already
+
+LARGEST_FACTOR = 10_000.0
+"""Target context over native context: 2k tokens to 20M."""
 
 
 class ScaledRoPE(RoPE):
     """A RoPE stretched by `factor` beyond the model's native context.
 
     Args:
-        factor: target context over native context, at least 1.
+        factor: target context over native context, from 1 to `LARGEST_FACTOR`.
         target_length: target context in tokens, instead of `factor`.
     """
 
@@ -38,10 +42,10 @@ def stretch(name: str, native_length: int, factor: float | None, target_length: 
     """The extension factor from either of its two spellings.
 
     Raises:
-        ValueError: neither or both are given, or the result is not a finite number of at least 1.
+        ValueError: neither or both are given, or the result is not a number from 1 to `LARGEST_FACTOR`.
     """
     if (factor is None) == (target_length is None):
         raise ValueError(f"{name!r} takes either factor= or target_length= (native context: {native_length} tokens)")
     if target_length is not None:
-        factor = count("target_length", target_length, native_length) / native_length
-    return positive("factor", factor, at_least=1.0)
+        return count("target_length", target_length, native_length, round(LARGEST_FACTOR * native_length)) / native_length
+    return positive("factor", factor, at_least=1.0, at_most=LARGEST_FACTOR)

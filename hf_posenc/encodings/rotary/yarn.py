@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import Geometry, positive, register
+from ..base import Geometry, register
+from ..options import flag, positive
 from .scaling import ScaledRoPE
 
 
@@ -40,7 +41,7 @@ class NTKByParts(ScaledRoPE):
     ):
         super().__init__(geometry, factor=factor, target_length=target_length)
         self.beta_fast, self.beta_slow = positive("beta_fast", beta_fast), positive("beta_slow", beta_slow)
-        self.truncate = truncate
+        self.truncate = flag("truncate", truncate)
         if self.beta_fast <= self.beta_slow:
             raise ValueError(f"beta_fast must be above beta_slow, got {beta_fast} and {beta_slow}")
 
