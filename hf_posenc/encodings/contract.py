@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,8 +31,12 @@ def check_stages(encoding: PositionalEncoding, dtype: torch.dtype = torch.float3
     key = type(encoding), repr(encoding.geometry), repr(sorted(encoding.options.items())), dtype
     if key in _tried:
         return
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        trial = _Trial(_with_values(encoding), dtype)
+    encoding = _with_values(encoding)
+    device = next((x.device for x in (*encoding.parameters(), *encoding.buffers())), torch.device("cpu"))
+    # Within `torch.device("meta")`, what a stage makes without naming a device would have no values.
+    outer = torch.device(device) if device.type == "cpu" else nullcontext()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), outer:
+        trial = _Trial(encoding, dtype, device)
         for stage in ("embed", "rotate", "cached_key", "regions", "context_bias", "bias"):
             if encoding.has(stage) or stage == "cached_key":
                 getattr(trial, stage)()
@@ -51,10 +56,8 @@ def _with_values(encoding: PositionalEncoding) -> PositionalEncoding:
 class _Trial:
     """Made-up queries, keys and embeddings at the first few positions; a method for each stage."""
 
-    def __init__(self, encoding: PositionalEncoding, dtype: torch.dtype):
-        self.encoding, g = encoding, encoding.geometry
-        tensors = [*encoding.parameters(), *encoding.buffers()]
-        self.device = tensors[0].device if tensors else torch.device("cpu")
+    def __init__(self, encoding: PositionalEncoding, dtype: torch.dtype, device: torch.device):
+        self.encoding, self.device, g = encoding, device, encoding.geometry
         self.wide = torch.float64 if dtype == torch.float64 else torch.int64
         keys = min(KEYS, self.length)
         self.k_pos = torch.arange(keys, device=self.device).expand(BATCH, -1)

@@ -197,6 +197,14 @@ def test_ours_pass(name, dtype):
             check_stages(create(name, geometry, **options).to(dtype), dtype)
 
 
+def test_a_trial_has_values_within_the_meta_device():
+    mine = define(bias_of(lambda h, q, k: slope(h, q, k) + torch.zeros(3).sum().item()), relative=True)
+    encoding = mine(Geometry(48, 6))
+    encoding.options = {}
+    with torch.device("meta"):
+        check_stages(encoding)
+
+
 def test_the_stages_are_tried_once(patch_with):
     calls = []
     methods = bias_of(lambda h, q, k: calls.append(1) or slope(h, q, k))
