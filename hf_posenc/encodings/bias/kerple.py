@@ -22,7 +22,8 @@ class KERPLE(PositionalEncoding):
     Args:
         kernel: "log" or "power" (there r2 is at most 2).
 
-    Needs training. Differs from the paper: the bias is added after the division by sqrt(D), as in the authors' code.
+    Needs training. Differs from the paper: the bias is added after the division by sqrt(D), as in the authors' code; the authors'
+    kernels that weigh the scores, and those of three parameters, are left out.
     """
 
     relative = True
