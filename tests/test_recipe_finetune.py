@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import save_tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import hf_posenc
 from hf_posenc import finetuning
@@ -170,6 +170,38 @@ def test_a_finished_run_is_left_as_it_is(model, text, tmp_path):
     whole = weights(tmp_path)
     assert fit(argv).state.global_step == 6
     assert equal(whole, weights(tmp_path))
+
+
+def test_a_finished_run_as_a_command_says_so_and_is_verified_again(model, text, tmp_path, capfd):
+    argv = arguments(model, text, tmp_path, "--encoding", "yarn", "--anneal", "factor=1:4", "--length_schedule", "0=16", "2=32")
+    argv += ["--disable_tqdm", "false"]
+    fit(argv)
+    whole = weights(tmp_path)
+    capfd.readouterr()
+    assert finetuning.main(argv) == 0
+    out, err = capfd.readouterr()
+    assert "finished: all steps were made before" in out and "eval_nll@32:" in out and "Traceback" not in err
+    assert "loaded again in a new process: logits differ by 0.0e+00" in out
+    assert equal(whole, weights(tmp_path))
+
+
+class Paired(TrainerCallback):
+    """Closes at the end what it opened at the beginning."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.open = [state.global_step]
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.open.remove(6)
+
+
+def test_any_callback_survives_the_end_of_a_finished_run(model, text, tmp_path):
+    argv = arguments(model, text, tmp_path, "--encoding", "alibi")
+    fit(argv)
+    prepared, callback = prepare(finetuning.parse(argv)), Paired()
+    prepared[1].add_callback(callback)
+    train(*prepared)
+    assert callback.open == []
 
 
 def test_a_killed_run_ends_where_it_would_have(gpt2, text, tmp_path):
@@ -461,6 +493,10 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
         (["--encoding", "yarn", "--anneal", "factor=1:4", "--max_steps", "-1"], "needs a number of steps"),
         (["--encoding", "fire", "--anneal", "c=0.1:1"], "has no option 'c'"),
         (["--encoding", "alibi", "--resume_from_checkpoint", "gone"], "cannot go on from gone"),
+        (["--encoding", "alibi", "--lora_targets", "q_proj"], "--lora_targets has no effect without --lora_rank"),
+        (["--lora_alpha", "4", "--lora_also_train", "norm"], "--lora_alpha, --lora_also_train has no effect without --lora_rank"),
+        (["--encoding", "alibi", "--max_steps", "0"], "--max_steps 0 is no number of steps"),
+        (["--encoding", "alibi", "--max_steps", "-1", "--num_train_epochs", "0"], "leaves nothing to train"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(model, text, tmp_path, capsys, more, message):
@@ -468,6 +504,53 @@ def test_mistakes_are_one_line_before_anything_is_written(model, text, tmp_path,
     err = last_line(capsys.readouterr().err)
     assert err.startswith("error: ") and message in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inside", [".", "deeper/still"])
+def test_an_output_folder_that_cannot_be_written_is_found_before_anything_is_loaded(inside, model, text, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys.modules[prepare.__module__], "load_blocks", None)
+    monkeypatch.setattr(sys.modules[prepare.__module__], "load_tokenizer", None)
+    for encoding in ("stock", "alibi"):
+        assert finetuning.main(arguments(model, text, tmp_path / "file" / inside, "--encoding", encoding)) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: cannot write to --output_dir {tmp_path / 'file'}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("more", [[], ["--encoding", "alibi"], ["--encoding", "alibi", "--boundaries", "cross"]])
+def test_weights_that_are_no_numbers_are_blamed_for_it(dtype, more, model, text, tmp_path, capsys):
+    broken = AutoModelForCausalLM.from_pretrained(model)
+    broken.model.layers[1].mlp.up_proj.weight.data[3, 5] = torch.nan if dtype == "float32" else 1e9
+    shutil.copytree(model, tmp_path / "broken")
+    broken.save_pretrained(tmp_path / "broken")
+    assert finetuning.main(arguments(tmp_path / "broken", text, tmp_path / "out", "--dtype", dtype, *more)) == 1
+    err = last_line(capsys.readouterr().err)
+    assert err.startswith(
+        f"error: {tmp_path / 'broken'} has weights that are NaN or infinite as {dtype} (model.layers.1.mlp.up_proj.weight, 1"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("harm", [truncate, Path.unlink])
+def test_a_damaged_model_is_one_line_that_names_it(file, harm, model, text, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "broken")
+    harm(tmp_path / "broken" / file)
+    assert finetuning.main(arguments(tmp_path / "broken", text, tmp_path / "out", "--encoding", "alibi")) == 1
+    err = capsys.readouterr().err
+    assert last_line(err).startswith("error: ") and str(tmp_path / "broken") in last_line(err) and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_packing_is_proved_before_the_first_step(model, text, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(sys.modules[prepare.__module__], "check_isolation", calls.append)
+    argv = arguments(model, text, tmp_path, "--encoding", "alibi")
+    _, trainer, _ = prepare(finetuning.parse(argv))
+    assert calls == [trainer.model]
+    prepare(finetuning.parse([*argv, "--boundaries", "cross", "--output_dir", str(tmp_path / "cross")]))
+    assert len(calls) == 1
 
 
 def test_a_missing_file_is_named(model, tmp_path, capsys):

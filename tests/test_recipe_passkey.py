@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny
+from tiny import heed_ctrl_c, save_tiny
 
 from hf_posenc.evaluation.retrieval import cli
 
@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_and_then_interrupted_goes_on_each_time(model, tmp
 
 def stopped(process, output, how, lines):
     """Exit status and output of a process that gets a signal when its journal has that many lines."""
-    process = subprocess.Popen(**process, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(**process, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
     end = time.monotonic() + 120
     while len(written(output)) < lines:
         assert time.monotonic() < end and process.poll() is None, "it did not come that far"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny
+from tiny import heed_ctrl_c, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
@@ -168,7 +168,8 @@ def slow_documents(model, tmp_path, output):
 
 
 def start(command):
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=heed_ctrl_c, **pipes)
 
 
 def wait_for_documents(output, count):

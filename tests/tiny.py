@@ -1,6 +1,7 @@
 """Tiny models of every registered architecture, and options for every registered encoding; no list of names."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -65,6 +66,11 @@ def tiny_model(model_type: str, seed: int = 0, **changes):
             if parameter.ndim > 1 and "embed" not in name and "wte" not in name and "lm_head" not in name:
                 parameter.mul_(4)
     return model
+
+
+def heed_ctrl_c():
+    """For `preexec_fn` of a process that is to be interrupted: a job that a script starts with `&` ignores SIGINT, and so would it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def options_for(name: str) -> dict:

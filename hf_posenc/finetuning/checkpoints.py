@@ -33,9 +33,11 @@ class CheckpointTrainer(Trainer):
         """The end of a run whose last step is in `checkpoint`; `train` would make one more."""
         self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+        # Both, in this order: callbacks, the progress bar among them, may open at the beginning what they close at the end.
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
-        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

@@ -14,6 +14,7 @@ from ..evaluation.reach import check_position_table
 from ..patching import patch_of
 from ..training import chunk_loss, separate_documents
 from .arguments import STOCK, ModelArguments, Settings, encoding_options, read_anneal
+from .checks import check_finite
 
 
 def load_model(path: str, settings: Settings) -> Any:
@@ -25,6 +26,7 @@ def load_model(path: str, settings: Settings) -> Any:
     asked = settings.model
     chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
     model = read_model(path, dtype=asked.dtype, **chosen)
+    check_finite(model, path)
     apply_encoding(model, settings)
     check_position_table(model, settings.longest)
     claim_length(model, settings.longest)

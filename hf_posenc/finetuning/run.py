@@ -14,9 +14,10 @@ from ..evaluation.demo_model import resolve_model
 from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.processes import Processes
 from ..files import write_atomically
-from ..training import Anneal, LengthEvaluation, PoSE, ProgressiveLengths, perplexities, unpack
+from ..training import Anneal, LengthEvaluation, PoSE, ProgressiveLengths, check_isolation, perplexities, unpack
 from .arguments import Settings, encoding_options, parse, read_anneal, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
+from .checks import check_output, check_settings
 from .data import load_blocks
 from .estimate import estimate
 from .model import describe_model, load_model
@@ -52,7 +53,10 @@ def prepare(settings: Settings) -> Prepared:
     """Everything that can go wrong by mistake happens here, before the first step: text, model, encoding, checkpoints."""
     processes = Processes()
     processes.expect(settings.course.expect_processes)
+    check_settings(settings)
     changes = schedules(settings)
+    if not settings.course.estimate_only:
+        check_output(settings)
     check_same_run(settings)
     path = resolve_model(settings.model.model)
     tokenizer = load_tokenizer(path)
@@ -65,6 +69,8 @@ def prepare(settings: Settings) -> Prepared:
     trainer = make_trainer(settings, model, tokenizer, train_blocks, test_blocks)
     for change in changes:
         change.attach(trainer)
+    if settings.boundaries:
+        check_isolation(model)
     if processes.main:
         text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
         begin(settings, f"{description}\n{text}\n{processes.count} process(es)")
@@ -117,6 +123,8 @@ def train(settings: Settings, trainer: CheckpointTrainer, evaluation: LengthEval
     if settings.course.estimate_only:
         return
     if checkpoint and found and not found.micro_batches:
+        if trainer.is_world_process_zero():
+            print("finished: all steps were made before; evaluating and checking again", flush=True)
         trainer.take_up(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,0 +1,46 @@
+"""What is checked before anything that takes time: flags that belong together, the folder to write to, the numbers in the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from typing import Any
+
+from .arguments import ModelArguments, Settings
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise ValueError for flags that would have no effect, and for a run without a step."""
+    asked, training = settings.model, settings.training
+    if asked.lora_rank is None:
+        fields = {field.name: field for field in dataclasses.fields(ModelArguments) if field.name.startswith("lora_")}
+        unset = {name: [] if field.default is dataclasses.MISSING else field.default for name, field in fields.items()}
+        if given := [f"--{name}" for name, default in unset.items() if getattr(asked, name) != default]:
+            raise ValueError(
+                f"{', '.join(given)} has no effect without --lora_rank, and all weights would be trained: give --lora_rank too"
+            )
+    if training.max_steps == 0 or training.max_steps < -1:
+        raise ValueError(f"--max_steps {training.max_steps} is no number of steps: give 1 or more, or -1 for --num_train_epochs")
+    if training.max_steps < 0 and training.num_train_epochs <= 0:
+        raise ValueError(f"--num_train_epochs {training.num_train_epochs} leaves nothing to train: give more than 0, or --max_steps")
+
+
+def check_output(settings: Settings) -> None:
+    """Raise OSError where the output folder could not be written; nothing is left behind."""
+    folder = settings.output.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to --output_dir {settings.output} ({there}: {error.strerror}): choose another folder") from None
+
+
+def check_finite(model: Any, path: str) -> None:
+    """Raise ValueError where a model was loaded with weights that are no numbers."""
+    held = {name: p for name, p in model.named_parameters() if not p.is_meta}
+    if broken := [name for name, p in held.items() if not p.isfinite().all()]:
+        raise ValueError(
+            f"{path} has weights that are NaN or infinite as {str(model.dtype).removeprefix('torch.')} ({broken[0]}, {len(broken)} of "
+            f"{len(held)} tensors): take an undamaged checkpoint, or a wider --dtype"
+        )
