@@ -211,6 +211,13 @@ def test_positions_that_do_not_restart_are_one_document(name):
     handle.remove()
 
 
+@pytest.mark.parametrize("name", ["alibi", "yarn"])
+def test_positions_without_values_are_not_looked_at(name):
+    model = trainable("llama", name).to("meta")
+    ids, positions = torch.tensor([list(chain(*documents()))]).to("meta"), positions_of(*LENGTHS)[None].to("meta")
+    assert model(ids, position_ids=positions, use_cache=True).logits.shape == (1, sum(LENGTHS), 61)
+
+
 def watch_masks(model):
     """A list that gets the mask that the decoder itself is called with."""
     seen = []
