@@ -40,14 +40,19 @@ class DocumentMasks:
         positions, mask = (cast(Any, given.get(name)) for name in ("position_ids", "attention_mask"))
         if cache_in(given) is not None or not readable(positions, mask):
             return args, kwargs
-        rows = next(x for name in ("inputs_embeds", "input_ids") if (x := given.get(name)) is not None)
-        positions = positions.expand(len(rows), -1)
+        positions = positions.expand(batch_of(given), -1)
         starts = restarts(positions, mask)
         if not torch.compiler.is_compiling() and not starts.any():
             return args, kwargs
         if mask is None and not given.get("use_cache", decoder.config.use_cache):
             starts = positions.diff(prepend=positions[:, :1] - 1) != 1
         return (), given | {"attention_mask": document_masks(decoder, starts.cumsum(-1), mask)}
+
+
+def batch_of(given: dict[str, Any]) -> int:
+    """Rows that a decoder is given: GPT-2 makes one batch of [batch, choices, tokens]."""
+    embeds = given.get("inputs_embeds")
+    return given["input_ids"].shape[:-1].numel() if embeds is None else embeds.shape[:-2].numel()
 
 
 def readable(positions: Any, mask: Any) -> bool:

@@ -53,7 +53,8 @@ def key_positions(q_pos: Tensor, mask: Mask, num_keys: int) -> Tensor:
     rank = seen.any(-2).long().cumsum(-1)
     batch = max(len(q_pos), len(seen))
     q_pos, real, own = q_pos.expand(batch, -1), real.expand(batch, -1), (steps - offset).expand(batch, -1)
-    counted = q_pos.gather(-1, real) - (rank.gather(-1, last.gather(-1, real[: len(last)])) - rank)
+    anchor = last.gather(-1, real[: len(last)]).clamp(min=0)  # a row of nothing but padding has none, and needs none
+    counted = q_pos.gather(-1, real) - (rank.gather(-1, anchor) - rank)
     here = q_pos.gather(-1, own.clamp(0, num_queries - 1))
     return torch.where((own >= 0) & (own < num_queries), here, counted)
 
