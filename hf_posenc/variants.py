@@ -4,15 +4,53 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 from .command import parse_option
+from .encodings.options import positive
+from .encodings.rotary.scaling import LARGEST_FACTOR
+from .flags import Check, at_least
 
 STOCK = "stock"
 """The model as it was loaded."""
 Encodings = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """What a caller gives: a name, names, or names with their options; a name may have options of its own, as `yarn:factor=4`."""
+FACTOR: Check = partial(positive, at_least=1.0, at_most=LARGEST_FACTOR)
+
+
+@dataclass
+class EncodingArguments:
+    """The positional encodings to compare."""
+
+    encoding: list[str] = field(
+        default_factory=lambda: [STOCK],
+        metadata={"help": "names from `hf-posenc list`, with options as yarn:factor=4,layers=3::4; 'stock' is the model as loaded"},
+    )
+    layers: str | None = field(default=None, metadata={"help": "which layers: all, a slice as 3::4, or indices as 0,3,7"})
+    factor: Annotated[float | None, FACTOR] = field(
+        default=None, metadata={"help": "context extension factor, for the encodings that take one"}
+    )
+    target_length: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "context length to reach in tokens, for the encodings that take one"}
+    )
+    option: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "more options as key=value, for the encodings that take it, or encoding.key=value: window=1024 t5.num_buckets=16"
+        },
+    )
+
+    def plan(self, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+        """The options of each encoding (`read_plan`)."""
+        flags = {name: value for name in ("factor", "target_length", "layers") if (value := getattr(self, name)) is not None}
+        return read_plan(self.encoding, self.option, flags, defaults)
+
+
+SAID_BY_THE_PLAN = tuple(each.name for each in fields(EncodingArguments))
+"""Flags that the options of each encoding say better."""
 
 
 def name_of(label: str) -> str:

@@ -2,7 +2,7 @@
 
     python recipes/benchmark.py --parts attention           # every path at 2k and 8k, one layer; 2 minutes
     python recipes/benchmark.py --parts forward             # the same, forward of 4 layers; 5
-    python recipes/benchmark.py --parts decode --layers 30  # a token after 2k and 8k; GPT-2 with RoPE against its own table; 6
+    python recipes/benchmark.py --parts decode --num_layers 30   # a token after 2k and 8k; GPT-2 with RoPE against its own table; 6
     python recipes/benchmark.py --parts train               # forward and backward of the whole model at 2k; 8
     python recipes/benchmark.py --parts context             # contextual biases at 4k, 8k, 16k against the whole square; 4
     python recipes/benchmark.py --parts alternatives        # against a dense `position_bias=` and ReRoPE's two score matrices; 2
@@ -26,6 +26,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import psutil
 import torch
@@ -35,10 +36,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_posenc
 from hf_posenc.benchmarking import Call, Comparison
-from hf_posenc.command import exit_status, listed, parse, parse_option
+from hf_posenc.command import exit_status, parse_option
 from hf_posenc.compat import CACHE
 from hf_posenc.encodings.base import ENCODINGS, products
+from hf_posenc.encodings.options import one_of
 from hf_posenc.evaluation.measure import versions
+from hf_posenc.evaluation.models import is_device
+from hf_posenc.flags import at_least, parse
 
 STOCK = "stock"
 HEADS, GROUPS, WIDTH = 9, 3, 64
@@ -59,24 +63,36 @@ SQUARES = 6
 """Arrays of all scores that a dense form may hold at once."""
 
 
+def is_part(flag: str, value: Any) -> None:
+    """Raise ValueError for a part that there is not."""
+    one_of(flag, value, list(PARTS))
+
+
 @dataclass
 class Arguments:
     """Time and memory of patched models against the stock model."""
 
-    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": "what to measure; default everything"})
-    encodings: list[str] = field(default_factory=list, metadata={"help": "in place of those that each part measures"})
-    lengths: list[int] = field(default_factory=list, metadata={"help": "tokens, in place of the lengths of each part"})
+    parts: Annotated[list[str], is_part] = field(
+        default_factory=lambda: list(PARTS), metadata={"help": "what to measure; default everything"}
+    )
+    encoding: list[str] = field(default_factory=list, metadata={"help": "in place of those that each part measures"})
+    lengths: Annotated[list[int], at_least(1)] = field(
+        default_factory=list, metadata={"help": "tokens, in place of the lengths of each part"}
+    )
     option: list[str] = field(default_factory=list, metadata={"help": "options as encoding.key=value: rerope.window=1024"})
-    layers: int = field(default=4, metadata={"help": "layers in the parts forward, decode and flex; SmolLM2-135M has 30"})
-    whole_layers: int = field(default=30, metadata={"help": "layers in the parts train and whole; GPT-2 has at most 12"})
-    native: int = field(default=2048, metadata={"help": "context length in tokens that the model counts as trained for"})
-    repeat: int = field(default=3, metadata={"help": "timed repetitions"})
-    steps: int = field(default=16, metadata={"help": "tokens decoded at each context length"})
-    threads: int = field(default=2, metadata={"help": "threads of torch on a CPU"})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
-
-    def __post_init__(self) -> None:
-        listed(self, "parts", "encodings", "lengths", "option")
+    num_layers: Annotated[int, at_least(1)] = field(
+        default=4, metadata={"help": "layers in the parts forward, decode and flex; SmolLM2-135M has 30"}
+    )
+    whole_layers: Annotated[int, at_least(1)] = field(
+        default=30, metadata={"help": "layers in the parts train and whole; GPT-2 has at most 12"}
+    )
+    native: Annotated[int, at_least(1)] = field(
+        default=2048, metadata={"help": "context length in tokens that the model counts as trained for"}
+    )
+    repeat: Annotated[int, at_least(1)] = field(default=3, metadata={"help": "timed repetitions"})
+    steps: Annotated[int, at_least(1)] = field(default=16, metadata={"help": "tokens decoded at each context length"})
+    threads: Annotated[int, at_least(1)] = field(default=2, metadata={"help": "threads of torch on a CPU"})
+    device: Annotated[str, is_device] = field(default="cpu", metadata={"help": "cpu or cuda"})
 
     def at(self, *lengths: int) -> list[int]:
         """The lengths of a part, unless others were asked for."""
@@ -84,7 +100,7 @@ class Arguments:
 
     def names(self, *names: str) -> list[str]:
         """The encodings of a part, unless others were asked for."""
-        return self.encodings or [name for name in names if name in ENCODINGS]
+        return self.encoding or [name for name in names if name in ENCODINGS]
 
     def options(self, name: str, length: int) -> dict:
         """Options with which one encoding reaches `length` tokens, and those that were asked for."""
@@ -97,18 +113,10 @@ class Arguments:
 
 def check(given: Arguments) -> None:
     """Raise ValueError for what cannot be measured, before anything is."""
-    for part in given.parts:
-        if part not in PARTS:
-            raise ValueError(f"unknown part {part!r}; the parts are {', '.join(PARTS)}")
-    for name in ("layers", "whole_layers", "native", "repeat", "steps", "threads"):
-        if getattr(given, name) < 1:
-            raise ValueError(f"{name} must be at least 1")
-    if any(length < 1 for length in given.lengths):
-        raise ValueError("lengths must be at least 1")
     for option in given.option:
         if not re.match(r"\w+\.\w+=", option):
             raise ValueError(f"--option {option!r} is not encoding.key=value")
-    for name in {*given.encodings, *(option.partition(".")[0] for option in given.option)}:
+    for name in {*given.encoding, *(option.partition(".")[0] for option in given.option)}:
         geometry = hf_posenc.Geometry(HEADS * WIDTH, HEADS, GROUPS, max_positions=given.native)
         hf_posenc.create(name, geometry, **given.options(name, given.native))
 
@@ -235,14 +243,14 @@ def attention(given: Arguments) -> Iterator[Comparison]:
 
 def forward(given: Arguments) -> Iterator[Comparison]:
     lengths = given.at(2048, 8192)
-    found = models(given, given.names(*EVERY_PATH), given.layers, lengths)
-    yield Comparison(f"Forward, {given.layers} layers", lengths, turns(found, forward_call), repeat=given.repeat)
+    found = models(given, given.names(*EVERY_PATH), given.num_layers, lengths)
+    yield Comparison(f"Forward, {given.num_layers} layers", lengths, turns(found, forward_call), repeat=given.repeat)
 
 
 def decode(given: Arguments) -> Iterator[Comparison]:
     lengths = given.at(2048, 8192)
-    found = models(given, given.names("yarn", "alibi", "t5", "rerope", "self_extend"), given.layers, lengths)
-    yield Comparison(f"Decoding one token, {given.layers} layers", lengths, turns(found, decoding_call), repeat=given.steps)
+    found = models(given, given.names("yarn", "alibi", "t5", "rerope", "self_extend"), given.num_layers, lengths)
+    yield Comparison(f"Decoding one token, {given.num_layers} layers", lengths, turns(found, decoding_call), repeat=given.steps)
     config = AutoConfig.for_model("gpt2", n_layer=min(12, given.whole_layers), n_positions=max(lengths) + given.steps + 1)
     gpt2 = AutoModelForCausalLM.from_config(config).eval().to(given.device)
     found = models(given, ["rope"], config.n_layer, lengths, stock=gpt2)
@@ -289,7 +297,7 @@ def alternatives(given: Arguments) -> Iterator[Comparison]:
 
 
 def flex(given: Arguments) -> Iterator[Comparison]:
-    lengths, layers = given.at(2048, 8192), given.layers
+    lengths, layers = given.at(2048, 8192), given.num_layers
     compiled = models(given, given.names("fire"), layers, lengths, attn_implementation="flex_attention")
     found = models(given, [], layers, lengths) | {f"{name}, flex": model for name, model in compiled.items()}
     for title, make in (("Attention of one layer", attention_call), (f"Forward, {layers} layers", forward_call)):

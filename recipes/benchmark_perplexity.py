@@ -13,17 +13,20 @@ call, beyond weights. The nats that the calls found are printed below each table
 
 import sys
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch.nn import functional as F
 
 from hf_posenc import perplexity
 from hf_posenc.benchmarking import Comparison
-from hf_posenc.command import exit_status, listed, parse
+from hf_posenc.command import exit_status
 from hf_posenc.evaluation import embedded_corpus, resolve_model
-from hf_posenc.evaluation.models import load, load_tokenizer
+from hf_posenc.evaluation.models import is_device, load, load_tokenizer
 from hf_posenc.evaluation.token_nll import decode, evaluating, find_head
+from hf_posenc.flags import at_least, parse
 
+PARTS = ("prefix", "sliding")
 FULL_LOGITS = 1 << 28
 """Logits that a call may hold at once."""
 
@@ -32,17 +35,16 @@ FULL_LOGITS = 1 << 28
 class Arguments:
     """Time and memory of perplexity against a bare forward pass and the usual loops."""
 
-    parts: list[str] = field(default_factory=lambda: ["prefix", "sliding"], metadata={"help": "prefix, sliding"})
+    parts: list[str] = field(default_factory=lambda: [*PARTS], metadata={"help": "what to measure", "choices": PARTS})
     model: str = field(default="demo", metadata={"help": "hub id, local path, or 'demo' (SmolLM2-135M-Instruct)"})
-    lengths: list[int] = field(default_factory=lambda: [4096, 16384], metadata={"help": "of the part prefix, in tokens"})
-    window: int = field(default=4096, metadata={"help": "of the part sliding, in tokens"})
-    stride: int = field(default=512, metadata={"help": "of the part sliding, in tokens"})
-    tokens: int = field(default=8192, metadata={"help": "length of the document of the part sliding"})
-    repeat: int = field(default=2, metadata={"help": "timed repetitions"})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
-
-    def __post_init__(self) -> None:
-        listed(self, "parts", "lengths")
+    lengths: Annotated[list[int], at_least(2)] = field(
+        default_factory=lambda: [4096, 16384], metadata={"help": "of the part prefix, in tokens"}
+    )
+    window: Annotated[int, at_least(2)] = field(default=4096, metadata={"help": "of the part sliding, in tokens"})
+    stride: Annotated[int, at_least(1)] = field(default=512, metadata={"help": "of the part sliding, in tokens"})
+    tokens: Annotated[int, at_least(2)] = field(default=8192, metadata={"help": "length of the document of the part sliding"})
+    repeat: Annotated[int, at_least(1)] = field(default=2, metadata={"help": "timed repetitions"})
+    device: Annotated[str, is_device] = field(default="cpu", metadata={"help": "cpu or cuda"})
 
 
 class Calls:
@@ -122,9 +124,7 @@ def run(given: Arguments) -> None:
     """Measure, and print a table for each part."""
     calls = Calls(given)
     for part in given.parts:
-        make = {"prefix": calls.prefix, "sliding": calls.sliding}.get(part)
-        if make is None:
-            raise ValueError(f"unknown part {part!r}; the parts are prefix, sliding")
+        make = {"prefix": calls.prefix, "sliding": calls.sliding}[part]
         lengths = given.lengths if part == "prefix" else [given.tokens]
         first = next(iter(make(lengths[0])))
         print(Comparison(f"{part}, {given.model}, float32", lengths, make, against=(first,), repeat=given.repeat).run(given.device))

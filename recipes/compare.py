@@ -17,8 +17,8 @@ summary.csv (mean and standard deviation over seeds), compare.png, and report.ht
 
 (Python 3.11; the text differs a little between versions of Python. So short a training favours what attends nearby from the first step.)
 
-    python recipes/compare.py --seeds 0 1 2 --model_type llama --encodings rope alibi kerple kerple:kernel=power --text book.txt
-    python recipes/compare.py --model demo --encodings stock yarn:factor=4 alibi --train_length 512 --steps 40 --batch_size 4
+    python recipes/compare.py --seeds 0 1 2 --model_type llama --encoding rope alibi kerple kerple:kernel=power --text book.txt
+    python recipes/compare.py --model demo --encoding stock yarn:factor=4 alibi --train_length 512 --steps 40 --batch_size 4
     python recipes/compare.py --preset paper-small --dry_run true
     python recipes/compare.py settings.yaml
 

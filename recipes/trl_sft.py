@@ -13,21 +13,21 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 import hf_posenc
-from hf_posenc.command import exit_status, parse
-from hf_posenc.evaluation.models import ModelArguments, load_tokenizer, plan_options
-from hf_posenc.variants import name_of, patch_options
+from hf_posenc.command import exit_status
+from hf_posenc.evaluation.models import ModelArguments, load_tokenizer
+from hf_posenc.flags import Foreign, parse
+from hf_posenc.variants import EncodingArguments, name_of, patch_options
 
 DEFAULTS = {
-    "encoding": ["yarn"],
-    "output_dir": "runs/trl-sft",
+    **{"encoding": ["yarn"], "output_dir": "runs/trl-sft"},
     "max_steps": 20,
     "per_device_train_batch_size": 4,
     "learning_rate": 1e-4,
     "logging_steps": 5,
     "save_strategy": "no",
-    "report_to": "none",
-    "bf16": False,
+    **{"report_to": "none", "bf16": False},
 }
+TRAINING = Foreign("Training (of TRL's SFTConfig)", shown=tuple(DEFAULTS)[1:])
 
 
 def sums(count: int = 500) -> Dataset:
@@ -38,8 +38,9 @@ def sums(count: int = 500) -> Dataset:
 
 def run(argv: list[str] | None = None) -> None:
     """Patch, train, save, load again; ValueError where the encoding is not what it was."""
-    asked, settings = parse([ModelArguments, SFTConfig], "trl_sft", argv, DEFAULTS)
-    ((encoding, options),) = plan_options(asked).items()
+    kinds = [ModelArguments, EncodingArguments, SFTConfig]
+    asked, encodings, settings = parse(kinds, "trl_sft", argv, DEFAULTS, {SFTConfig: TRAINING})
+    ((encoding, options),) = encodings.plan().items()
     model = AutoModelForCausalLM.from_pretrained(asked.path, dtype="float32")
     hf_posenc.patch(model, name_of(encoding), **patch_options(options))
     print(hf_posenc.inspect(model))

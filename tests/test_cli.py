@@ -19,7 +19,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_list_names_every_encoding(capsys):
     assert cli.main(["list"]) == 0
-    shown = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[:1].strip()}
+    out = capsys.readouterr().out
+    print(repr(out[:600]))
+    shown = {line.split()[0] for line in out.splitlines()[1:] if line[:1].strip()}
     assert shown == set(hf_posenc.list_encodings())
 
 

@@ -14,15 +14,15 @@ from tiny import tiny_model
 
 import hf_posenc
 from hf_posenc import comparison
-from hf_posenc.command import parse
 from hf_posenc.comparison.base import Scratch, build, has_position
 from hf_posenc.comparison.data import Corpus, read_corpus
 from hf_posenc.comparison.measure import nats_by_length, nats_by_position
 from hf_posenc.comparison.plots import length_figure
 from hf_posenc.comparison.summary import Spread, spread, summary
 from hf_posenc.comparison.training import train
+from hf_posenc.flags import parse
 
-SMALL = {"steps": 4, "batch_size": 4, "train_length": 16, "eval_tokens": 256, "hidden_size": 16, "layers": 1}
+SMALL = {"steps": 4, "batch_size": 4, "train_length": 16, "eval_tokens": 256, "hidden_size": 16, "num_layers": 1}
 
 
 def small(**changes):
@@ -30,12 +30,12 @@ def small(**changes):
 
 
 def variants(*labels, **changes):
-    return comparison.read_variants(small(encodings=list(labels), **changes))
+    return comparison.read_variants(small(encoding=list(labels), **changes))
 
 
 def seen_in_training(label, seed, folder, **changes):
     """The batches that reached the model in a training, as they were."""
-    arguments = small(encodings=[label], seeds=[seed], **changes)
+    arguments = small(encoding=[label], seeds=[seed], **changes)
     study = comparison.prepare(arguments)
     model = build(study.base, study.runs[0].variant, seed)
     seen = []
@@ -115,8 +115,8 @@ def test_a_position_table_ends_where_it_ends(label):
 
 
 def test_options_go_where_they_are_meant():
-    asked = {"encodings": ["yarn", "yarn:factor=8,beta_fast=16", "linear", "sinusoidal", "stock"]}
-    found = {v.label: v.options for v in variants(*asked["encodings"], option=["factor=2", "yarn.factor=4", "yarn.beta_slow=2"])}
+    asked = {"encoding": ["yarn", "yarn:factor=8,beta_fast=16", "linear", "sinusoidal", "stock"]}
+    found = {v.label: v.options for v in variants(*asked["encoding"], option=["factor=2", "yarn.factor=4", "yarn.beta_slow=2"])}
     assert found == {
         "yarn": {"factor": 4, "beta_slow": 2},
         "yarn:factor=8,beta_fast=16": {"factor": 8, "beta_fast": 16, "beta_slow": 2},
@@ -188,7 +188,7 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     text = folder / "<img src=x onerror=alert(1)>&<script>.txt"
     text.write_text("All work and no play makes Jack a dull boy. " * 100)
-    asked = ["--encodings", "learned", "kerple:kernel=power", "--seeds", "0", "1", "--text", str(text)]
+    asked = ["--encoding", "learned", "kerple:kernel=power", "--seeds", "0", "1", "--text", str(text)]
     sizes = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     argv = [*asked, *sizes, "--output_dir", str(folder / "out")]
     assert comparison.main(argv) == 0

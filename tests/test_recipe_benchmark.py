@@ -14,11 +14,11 @@ from tiny import save_tiny
 from torch.testing import assert_close
 
 from hf_posenc.benchmarking import Comparison, Cost, cells, markdown, measure, peak_bytes
-from hf_posenc.command import parse
+from hf_posenc.flags import parse
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "recipes" / "benchmark.py"
-SMALL = ["--layers", "1", "--whole_layers", "1", "--native", "16", "--repeat", "1", "--steps", "2", "--threads", "1"]
+SMALL = ["--num_layers", "1", "--whole_layers", "1", "--native", "16", "--repeat", "1", "--steps", "2", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def tables(text):
 
 def test_the_recipe_as_a_command():
     parts = ("attention", "forward", "decode", "train", "alternatives", "whole")
-    done = command("--parts", *parts, "--encodings", "yarn", "alibi", "--lengths", "64")
+    done = command("--parts", *parts, "--encoding", "yarn", "alibi", "--lengths", "64")
     assert done.returncode == 0, done.stderr
     found = tables(done.stdout)
     assert list(found) == [
@@ -78,12 +78,12 @@ def test_the_recipe_as_a_command():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--parts", "attention", "forwards"], "unknown part 'forwards'"),
-        (["--encodings", "alibi", "rerop"], "Did you mean 'rerope'"),
+        (["--parts", "attention", "forwards"], "--parts is one of attention, "),
+        (["--encoding", "alibi", "rerop"], "Did you mean 'rerope'"),
         (["--option", "alibi.slope=3"], "has no option 'slope'"),
         (["--option", "alibi"], "not encoding.key=value"),
-        (["--lengths", "64", "0"], "lengths must be at least 1"),
-        (["--repeat", "0"], "repeat must be at least 1"),
+        (["--lengths", "64", "0"], "--lengths must be an integer of at least 1"),
+        (["--repeat", "0"], "--repeat must be an integer of at least 1"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(recipe, capsys, words, message):
@@ -140,7 +140,7 @@ def test_decoding_goes_on_after_the_context(recipe):
 def test_a_dense_form_that_does_not_fit_is_left_out(recipe, monkeypatch, capsys):
     free = recipe.SQUARES * 4 * recipe.HEADS * 64**2
     monkeypatch.setattr(recipe.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    recipe.run(given(recipe, "--parts", "context", "alternatives", "--encodings", "shaw", "--lengths", "64", "65"))
+    recipe.run(given(recipe, "--parts", "context", "alternatives", "--encoding", "shaw", "--lengths", "64", "65"))
     out = capsys.readouterr().out
     assert "shaw, dense at 65 tokens is left out" in out and "at 64 tokens" not in out
     found = tables(out)
@@ -152,7 +152,7 @@ def test_a_dense_form_that_does_not_fit_is_left_out(recipe, monkeypatch, capsys)
 
 @pytest.mark.slow
 def test_flex_models(recipe, capsys):
-    recipe.run(given(recipe, "--parts", "flex", "--encodings", "alibi", "--lengths", "160"))
+    recipe.run(given(recipe, "--parts", "flex", "--encoding", "alibi", "--lengths", "160"))
     found = tables(capsys.readouterr().out)
     assert list(found) == ["Attention of one layer, flex: x stock / x stock, flex", "Forward, 1 layers, flex: x stock / x stock, flex"]
     for rows in found.values():

@@ -17,15 +17,15 @@ from transformers import AutoTokenizer
 
 import hf_posenc
 from hf_posenc import comparison
-from hf_posenc.command import CONFIGS, parse
 from hf_posenc.encodings import ENCODINGS
+from hf_posenc.flags import CONFIGS, parse
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["--steps", "3", "--batch_size", "2", "--train_length", "16", "--eval_tokens", "256", "--hidden_size", "16", "--layers", "1"]
+SMALL = ["--steps", "3", "--batch_size", "2", "--train_length", "16", "--eval_tokens", "256", "--hidden_size", "16", "--num_layers", "1"]
 
 
 def arguments(output, *more):
-    return ["--encodings", "learned", "alibi", "--output_dir", str(output), *SMALL, *more]
+    return ["--encoding", "learned", "alibi", "--output_dir", str(output), *SMALL, *more]
 
 
 def runs(output):
@@ -85,7 +85,7 @@ def test_the_recipe_as_a_command(tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_other_families(family, tmp_path):
-    assert comparison.main(arguments(tmp_path, "--model_type", family, "--encodings", "rope", "stock")) == 0
+    assert comparison.main(arguments(tmp_path, "--model_type", family, "--encoding", "rope", "stock")) == 0
     found = runs(tmp_path)
     assert found["rope", "seed0"]["nats"] == found["stock", "seed0"]["nats"]  # what the family comes with
 
@@ -102,7 +102,7 @@ def test_finished_runs_are_taken_and_the_same_settings_give_the_same_numbers(tmp
 
 
 def test_a_training_that_is_killed_ends_where_it_would_have(tmp_path):
-    asked = ["--encodings", "kerple", "--steps", "80", "--save_seconds", "0"]
+    asked = ["--encoding", "kerple", "--steps", "80", "--save_seconds", "0"]
     process = command(*arguments(tmp_path / "killed", *asked))
     deadline = time.monotonic() + 120
     while not (states := list(tmp_path.glob("killed/kerple-*/checkpoint-*/trainer_state.json"))) and time.monotonic() < deadline:
@@ -124,7 +124,7 @@ def test_a_training_that_is_killed_ends_where_it_would_have(tmp_path):
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys, register_for_now):
     register_for_now("explosive", lambda distance: distance * (torch.nan if torch.is_grad_enabled() else -1))
-    assert comparison.main(arguments(tmp_path, "--encodings", "explosive", "alibi")) == 1
+    assert comparison.main(arguments(tmp_path, "--encoding", "explosive", "alibi")) == 1
     out, err = capsys.readouterr()
     assert "error: 1 of 2 runs failed (explosive, seed 0: FloatingPointError: the training loss is nan at step 1" in err
     assert set(runs(tmp_path)) == {("alibi", "seed0")}
@@ -141,20 +141,20 @@ def test_ctrl_c_leaves_the_results_and_the_report_of_finished_runs(tmp_path, cap
 
     register_for_now("interrupting", interrupt)
     tmp_path.joinpath("armed").touch()
-    assert comparison.main(arguments(tmp_path, "--encodings", "alibi", "interrupting", "nope")) == 130
+    assert comparison.main(arguments(tmp_path, "--encoding", "alibi", "interrupting", "nope")) == 130
     assert "interrupted: the same command goes on from here" in capsys.readouterr().err
     assert set(runs(tmp_path)) == {("alibi", "seed0")}
     page = (tmp_path / "report.html").read_text()
     assert "1 of 3 runs" in page and "nope, seed 0</b>: not done yet" in page
     tmp_path.joinpath("armed").unlink()
-    assert comparison.main(arguments(tmp_path, "--encodings", "alibi", "interrupting", "nope")) == 0
+    assert comparison.main(arguments(tmp_path, "--encoding", "alibi", "interrupting", "nope")) == 0
 
 
 def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path, capsys):
     assert comparison.main(arguments(tmp_path / "out", "--dry_run", "true", "--seeds", "3", "4")) == 0
     out = capsys.readouterr().out
     assert out.count("to do") == 4 and "4 runs, 0 done" in out and not (tmp_path / "out").exists()
-    assert comparison.main(arguments(tmp_path / "out", "--encodings", "alibi", "--seeds", "4")) == 0
+    assert comparison.main(arguments(tmp_path / "out", "--encoding", "alibi", "--seeds", "4")) == 0
     capsys.readouterr()
     assert comparison.main(arguments(tmp_path / "out", "--dry_run", "--seeds", "3", "4")) == 0
     out = capsys.readouterr().out
@@ -164,7 +164,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path, capsys):
 def test_fine_tuning_a_pretrained_base(tmp_path):
     base, text = save_tiny(tmp_path / "base"), tmp_path / "text.txt"
     text.write_text("Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 30)
-    asked = ["--model", str(base), "--text", str(text), "--encodings", "stock", "alibi", "linear:factor=4", "--eval_multiples", "1", "4"]
+    asked = ["--model", str(base), "--text", str(text), "--encoding", "stock", "alibi", "linear:factor=4", "--eval_multiples", "1", "4"]
     assert comparison.main(arguments(tmp_path / "out", *asked)) == 0
     found = runs(tmp_path / "out")
     assert set(found) == {("stock", "seed0"), ("alibi", "seed0"), ("linear_factor=4", "seed0")}
@@ -181,16 +181,16 @@ def test_fine_tuning_a_pretrained_base(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--encodings", "alibi", "rop"], "Did you mean 'rope'"),
-        (["--encodings", "alibi", "alibi"], "named twice"),
-        (["--encodings", "stock:factor=2"], "takes no options"),
+        (["--encoding", "alibi", "rop"], "Did you mean 'rope'"),
+        (["--encoding", "alibi", "alibi"], "named twice"),
+        (["--encoding", "stock:factor=2"], "takes no options"),
         (["--option", "rope.theta=3"], "none of the encodings takes the option"),
         (["--option", "theta=3"], "alibi: "),
         (["--option", "alibi.slope=3"], "has no option 'slope'"),
-        (["--encodings", "alibi:slope=3"], "has no option 'slope'"),
+        (["--encoding", "alibi:slope=3"], "has no option 'slope'"),
         (["--eval_tokens", "100"], "less than the longest test of 128"),
         (["--eval_tokens", "100000000"], "100,000,016 are needed"),
-        (["--steps", "0"], "steps must be at least 1"),
+        (["--steps", "0"], "--steps must be an integer of at least 1"),
         (["--accumulate", "3"], "does not divide batch_size=2"),
         (["--seeds", "1", "1"], "seeds must be different"),
         (["--model_type", "bloom"], "not supported"),
@@ -209,7 +209,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(tmp_path, capsys, more
 
 def test_a_pretrained_base_asks_for_encodings_by_name(capsys):
     assert comparison.main(["--model", "demo"]) == 1
-    assert "--model needs --encodings" in capsys.readouterr().err
+    assert "--model needs --encoding" in capsys.readouterr().err
 
 
 def test_a_study_is_one_process(tmp_path, capsys, monkeypatch):
@@ -228,4 +228,4 @@ def test_presets_are_complete(preset):
 def test_the_overnight_study_can_start(tmp_path, capsys):
     assert comparison.main(["--preset", "paper-small", "--dry_run", "--output_dir", str(tmp_path)]) == 0
     (given,) = parse([comparison.CompareArguments], "compare", ["--preset", "paper-small"])
-    assert f"{len(given.encodings) * 3} runs, 0 done" in capsys.readouterr().out
+    assert f"{len(given.encoding) * 3} runs, 0 done" in capsys.readouterr().out

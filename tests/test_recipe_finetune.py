@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 import hf_posenc
 from hf_posenc import finetuning
 from hf_posenc.benchmarking import peak_bytes
-from hf_posenc.command import CONFIGS
 from hf_posenc.finetuning import model as models
 from hf_posenc.finetuning.checkpoints import file_sizes
 from hf_posenc.finetuning.estimate import estimate
 from hf_posenc.finetuning.reload import compare
 from hf_posenc.finetuning.run import prepare, train, whole_model
 from hf_posenc.finetuning.verify import expect, reloads
+from hf_posenc.flags import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -112,11 +112,11 @@ def watch(model):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path):
     asked = finetuning.parse(["--preset", preset])
-    assert asked.model.encoding in hf_posenc.list_encodings() and asked.training.max_steps > 0
+    assert asked.encoding.encoding in hf_posenc.list_encodings() and asked.training.max_steps > 0
     family = gpt2 if asked.model.model.endswith("gpt2") else model
     short = ["--eval_lengths", "32", "64", "--eval_tokens", "128", "--max_steps", "4", "--warmup_steps", "1", "--save_steps", "2"]
     short += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"]
-    short += ["--target_length", "256"] * bool(asked.model.target_length)
+    short += ["--target_length", "256"] * bool(asked.encoding.target_length)
     short += ["--pose_target", "256"] * bool(asked.course.pose_target)
     short += ["--anneal_steps", "3"] * bool(asked.course.anneal)
     short += ["--length_schedule", "0=8", "1=16", "3=32"] * bool(asked.course.length_schedule)
@@ -130,7 +130,7 @@ def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path)
     if asked.course.anneal:
         values = [entry["rope.theta"] for entry in trainer.state.log_history if "rope.theta" in entry]
         assert (values[0], values[-1], len(values)) == (500_000, 15_300_000, 4) and values == sorted(values)
-    if asked.model.lora_rank:
+    if asked.course.lora_rank:
         assert set(models.trained(trainer.model)) == {"LoRA", "embeddings", "norms"}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert trainer.state.global_step == 4 and losses and all(map(math.isfinite, losses))
@@ -464,7 +464,7 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
         f"model: {model}\nencoding: linear\nfactor: 2.0\ntext: [{text}]\nblock_size: 32\nmax_steps: 9\neval_lengths: [32, 64]\n"
     )
     found = finetuning.parse([str(file), "--max_steps", "2"])
-    assert (found.model.encoding, found.model.factor, found.data.eval_lengths, found.training.max_steps) == ("linear", 2.0, [32, 64], 2)
+    assert (found.encoding.encoding, found.encoding.factor, found.eval_lengths, found.training.max_steps) == ("linear", 2.0, [32, 64], 2)
 
 
 @pytest.mark.parametrize(
@@ -495,8 +495,8 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
         (["--encoding", "alibi", "--resume_from_checkpoint", "gone"], "cannot go on from gone"),
         (["--encoding", "alibi", "--lora_targets", "q_proj"], "--lora_targets has no effect without --lora_rank"),
         (["--lora_alpha", "4", "--lora_also_train", "norm"], "--lora_alpha, --lora_also_train has no effect without --lora_rank"),
-        (["--encoding", "alibi", "--max_steps", "0"], "--max_steps 0 is no number of steps"),
-        (["--encoding", "alibi", "--max_steps", "-1", "--num_train_epochs", "0"], "leaves nothing to train"),
+        (["--encoding", "alibi", "--max_steps", "0"], "--max_steps (-1 for --num_train_epochs) must be an integer of at least 1"),
+        (["--encoding", "alibi", "--max_steps", "-1", "--num_train_epochs", "0"], "--num_train_epochs must be a finite number above 0"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(model, text, tmp_path, capsys, more, message):

@@ -14,11 +14,12 @@ from tiny import heed_ctrl_c, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
-from hf_posenc.command import INTERRUPTED, parse
+from hf_posenc.command import INTERRUPTED
 from hf_posenc.evaluation import PROTOCOLS, perplexity
 from hf_posenc.evaluation.perplexity import cli
 from hf_posenc.evaluation.perplexity.protocols import create_protocol
 from hf_posenc.evaluation.side_by_side import UNFINISHED
+from hf_posenc.flags import parse
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "perplexity.py"
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPE.parents[1])}

@@ -4,88 +4,90 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
-from ..command import listed
-from ..variants import STOCK, name_of, read_plan
+from ..encodings.options import number, positive
+from ..flags import at_least
+from ..variants import SAID_BY_THE_PLAN, STOCK, EncodingArguments, name_of
 
 SCRATCH_ENCODINGS = ("learned", "sinusoidal", "rope", "nope", "alibi", "t5", "kerple")
 SCRATCH_OPTIONS = {"sinusoidal": {"scale": 0.02}}
 """The small models start with embeddings of standard deviation 0.02; sines of amplitude 1 would drown them."""
-APART = ("encodings", "option", "seeds", "save_seconds", "output_dir", "overwrite", "dry_run")
+APART = (*SAID_BY_THE_PLAN, "seeds", "save_seconds", "output_dir", "overwrite", "dry_run")
 """Flags that do not change what a single run finds."""
 
-SCRATCH_FLAGS = ("model_type", "hidden_size", "layers", "heads")
+SCRATCH_FLAGS = ("model_type", "hidden_size", "num_layers", "num_heads")
 DATASET_FLAGS = ("dataset", "dataset_config", "split", "text_column")
 
 
 @dataclass
-class CompareArguments:
+class CompareArguments(EncodingArguments):
     """Train short, test long: one start, the same data, several positional encodings, several seeds."""
 
-    encodings: list[str] = field(
+    encoding: list[str] = field(
         default_factory=list,
         metadata={
             "help": "names from `hf-posenc list`, with options as yarn:factor=4 or kerple:kernel=power; 'stock' is the model as it comes; "
             f"default, for a model from scratch: {' '.join(SCRATCH_ENCODINGS)}"
         },
     )
-    option: list[str] = field(
-        default_factory=list,
-        metadata={"help": "options as encoding.key=value, or key=value for all encodings that take it: alibi.trainable=true factor=4"},
-    )
     model: str | None = field(
         default=None,
         metadata={"help": "fine-tune this hub id, path or 'demo' in every run; default: a small byte-level model from scratch"},
     )
     model_type: str = field(default="gpt2", metadata={"help": "family of the model from scratch: gpt2, llama, or any that is supported"})
-    hidden_size: int = field(default=128, metadata={"help": "its width"})
-    layers: int = field(default=2, metadata={"help": "its layers"})
-    heads: int = field(default=4, metadata={"help": "its attention heads"})
+    hidden_size: Annotated[int, at_least(1)] = field(default=128, metadata={"help": "its width"})
+    num_layers: Annotated[int, at_least(1)] = field(default=2, metadata={"help": "its layers"})
+    num_heads: Annotated[int, at_least(1)] = field(default=4, metadata={"help": "its attention heads"})
     text: list[str] = field(default_factory=list, metadata={"help": "text files, one document each; default the embedded corpus"})
     dataset: str | None = field(default=None, metadata={"help": "`datasets` hub id or local .json, .jsonl, .csv, .parquet file"})
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
     split: str = field(default="train", metadata={"help": "split of the dataset"})
     text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
-    train_length: int = field(default=128, metadata={"help": "context length in training, in tokens (bytes for a model from scratch)"})
-    eval_multiples: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "test at these multiples of it"})
-    eval_tokens: int = field(default=16384, metadata={"help": "tokens at the beginning of the text that are held out to test on"})
-    steps: int = field(default=350, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=16, metadata={"help": "sequences in a step"})
-    accumulate: int = field(default=1, metadata={"help": "forward passes that the sequences of a step are split into, to save memory"})
-    learning_rate: float | None = field(
+    train_length: Annotated[int, at_least(2)] = field(
+        default=128, metadata={"help": "context length in training, in tokens (bytes for a model from scratch)"}
+    )
+    eval_multiples: Annotated[list[int], at_least(1)] = field(
+        default_factory=lambda: [1, 2, 4, 8], metadata={"help": "test at these multiples of it"}
+    )
+    eval_tokens: Annotated[int, at_least(2)] = field(
+        default=16384, metadata={"help": "tokens at the beginning of the text that are held out to test on"}
+    )
+    steps: Annotated[int, at_least(1)] = field(default=350, metadata={"help": "optimizer steps"})
+    batch_size: Annotated[int, at_least(1)] = field(default=16, metadata={"help": "sequences in a step"})
+    accumulate: Annotated[int, at_least(1)] = field(
+        default=1, metadata={"help": "forward passes that the sequences of a step are split into, to save memory"}
+    )
+    learning_rate: Annotated[float | None, positive] = field(
         default=None, metadata={"help": "peak of the cosine schedule; default 3e-3 from scratch, 2e-5 for fine-tuning"}
     )
     bf16: bool = field(default=False, metadata={"help": "train under bfloat16 autocast"})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "of initial weights and data order; one run each"})
-    save_seconds: float = field(default=120, metadata={"help": "keep a checkpoint so often, to go on from if the run dies"})
+    seeds: Annotated[list[int], at_least(0)] = field(
+        default_factory=lambda: [0], metadata={"help": "of initial weights and data order; one run each"}
+    )
+    save_seconds: Annotated[float, partial(number, at_least=0)] = field(
+        default=120, metadata={"help": "keep a checkpoint so often, to go on from if the run dies"}
+    )
     output_dir: str = field(default="runs/compare", metadata={"help": "where the runs and the report go"})
     overwrite: bool = field(default=False, metadata={"help": "train again what is already there"})
     dry_run: bool = field(default=False, metadata={"help": "only list the runs, with those that are done"})
 
     def __post_init__(self) -> None:
-        listed(self, "encodings", "option", "text", "eval_multiples", "seeds")
-        for name in ("train_length", "eval_tokens", "steps", "batch_size", "accumulate", "hidden_size", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.eval_multiples or min(self.eval_multiples) < 1:
-            raise ValueError(f"eval_multiples must be whole numbers of at least 1, got {self.eval_multiples}")
-        if self.train_length < 2:
-            raise ValueError("train_length must be at least 2: one token to see, one to predict")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
         if self.eval_tokens < max(self.lengths):
             raise ValueError(f"eval_tokens={self.eval_tokens} is less than the longest test of {max(self.lengths)} tokens")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be different whole numbers, at least one; got {self.seeds}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different, got {self.seeds}")
         if self.text and self.dataset:
             raise ValueError("--text and --dataset exclude each other")
         self._fill_in()
 
     def _fill_in(self) -> None:
-        if self.model and not self.encodings:
-            raise ValueError(f"--model needs --encodings: name those to fine-tune it with, and {STOCK!r} for the model as it comes")
-        self.encodings = self.encodings or list(SCRATCH_ENCODINGS)
+        if self.model and not self.encoding:
+            raise ValueError(f"--model needs --encoding: name those to fine-tune it with, and {STOCK!r} for the model as it comes")
+        self.encoding = self.encoding or list(SCRATCH_ENCODINGS)
         if self.learning_rate is None:
             self.learning_rate = 2e-5 if self.model else 3e-3
 
@@ -128,5 +130,5 @@ class Variant:
 
 def read_variants(arguments: CompareArguments) -> list[Variant]:
     """The encodings that were asked for, with the options given to them (`read_plan`)."""
-    plan = read_plan(arguments.encodings, arguments.option, defaults={} if arguments.model else SCRATCH_OPTIONS)
+    plan = arguments.plan({} if arguments.model else SCRATCH_OPTIONS)
     return [Variant(label, name_of(label), options) for label, options in plan.items()]

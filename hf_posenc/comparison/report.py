@@ -32,7 +32,7 @@ def report(study: Study) -> None:
 def title(study: Study) -> str:
     """What was trained how."""
     a = study.arguments
-    return f"{a.model or f'{a.model_type}, {a.layers} layers'}, trained {a.steps:,} steps at {a.train_length:,} {a.unit}s"
+    return f"{a.model or f'{a.model_type}, {a.num_layers} layers'}, trained {a.steps:,} steps at {a.train_length:,} {a.unit}s"
 
 
 def describe_work(study: Study) -> str:

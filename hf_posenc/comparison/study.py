@@ -15,11 +15,12 @@ from dataclasses import asdict
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..command import exit_status, parse
+from ..command import exit_status
 from ..evaluation.measure import versions
 from ..evaluation.models import encoded, inspect_model
 from ..evaluation.report import own_bar_only
 from ..files import write_atomically
+from ..flags import parse
 from .arguments import APART, CompareArguments, Variant, read_variants
 from .base import build, open_base, weights_digest
 from .data import digest, read_corpus

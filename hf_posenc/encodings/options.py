@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,19 @@ def positive(name: str, value: Any, at_least: float = 0.0, at_most: float = LARG
     if not number or not max(at_least, 0) <= value <= at_most or value == 0:  # NaN is not within anything
         bound = f"at least {at_least:g}" if at_least else "above 0"
         raise ValueError(f"{name} must be a finite number {bound} and at most {at_most:g}, got {value!r}")
+    return float(value)
+
+
+def number(name: str, value: Any, at_least: float = -math.inf, at_most: float = math.inf) -> float:
+    """`value` as a finite float, not below `at_least` and not above `at_most`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not at_least <= value <= at_most:
+        bounds = [f"{word} {bound:g}" for word, bound in (("at least", at_least), ("at most", at_most)) if math.isfinite(bound)]
+        raise ValueError(f"{name} must be a finite number{' of ' * bool(bounds)}{' and '.join(bounds)}, got {value!r}")
     return float(value)
 
 

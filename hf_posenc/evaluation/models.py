@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
 from .. import inspection, patching
-from ..command import listed
 from ..encodings import PositionalEncoding
-from ..variants import STOCK, name_of, patch_options, read_plan
+from ..flags import at_least
+from ..variants import STOCK, name_of, patch_options
 from .corpus import Document
 from .demo_model import resolve_model
 
@@ -26,40 +26,35 @@ Plan = Mapping[str, Mapping[str, Any]]
 """Encoding as it was asked for -> its options."""
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def is_device(flag: str, value: str) -> None:
+    """Raise ValueError for a device that is not there."""
+    try:
+        if value != "auto":
+            torch.empty(1, device=value).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"{flag} {value!r} cannot be used here ({str(error).splitlines()[0]}): try auto or cpu") from None
+
+
 @dataclass
 class ModelArguments:
-    """A model and the positional encodings to measure it with."""
+    """The model."""
 
     model: str = field(default="demo", metadata={"help": "hub id, local path, or 'demo' (SmolLM2-135M-Instruct, no hub needed)"})
-    encoding: list[str] = field(
-        default_factory=lambda: [STOCK],
-        metadata={"help": "names from `hf-posenc list`, with options as yarn:factor=4,layers=3::4; 'stock' is the model as loaded"},
-    )
-    layers: str | None = field(default=None, metadata={"help": "which layers: all, a slice as 3::4, or indices as 0,3,7"})
-    factor: float | None = field(default=None, metadata={"help": "context extension factor, for the encodings that take one"})
-    target_length: int | None = field(default=None, metadata={"help": "context length to reach, for the encodings that take one"})
-    option: list[str] = field(
-        default_factory=list, metadata={"help": "more options as key=value, each given to the encodings that take it: window=1024"}
-    )
-    dtype: str = field(default="auto", metadata={"help": "float32, bfloat16, float16, or auto (as saved)"})
+    dtype: str = field(default="auto", metadata={"help": "of the weights; auto: as saved", "choices": DTYPES})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention, flash_attention_2"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, or auto"})
-    expect_processes: int | None = field(default=None, metadata={"help": "fail where another number of processes share the work"})
+    device: Annotated[str, is_device] = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, or auto"})
+    expect_processes: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "fail where another number of processes share the work"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "measure again what is already there"})
-
-    def __post_init__(self) -> None:
-        listed(self, "encoding", "option")
 
     @property
     def path(self) -> str:
         """What `from_pretrained` takes; the demo model is fetched for it."""
         return resolve_model(self.model)
-
-
-def plan_options(arguments: ModelArguments) -> dict[str, dict[str, Any]]:
-    """The options of each encoding that the command line asks for (`read_plan`)."""
-    flags = {name: value for name in ("factor", "target_length", "layers") if (value := getattr(arguments, name)) is not None}
-    return read_plan(arguments.encoding, arguments.option, flags)
 
 
 def load_tokenizer(path: str) -> Any:

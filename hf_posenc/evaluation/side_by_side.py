@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rich.console import Console
 
-from ..variants import name_of
+from ..variants import SAID_BY_THE_PLAN, name_of
 from .models import ModelArguments, check_live, digest, weights_digest
 from .processes import Processes
 from .report import Bar
@@ -18,7 +18,7 @@ from .result import Interrupted
 from .token_nll import Progress
 
 UNFINISHED = "unfinished"
-NOT_OF_THE_RESULT = ("encoding", "factor", "target_length", "layers", "option", "streaming", "expect_processes", "output_dir", "overwrite")
+NOT_OF_THE_RESULT = (*SAID_BY_THE_PLAN, "streaming", "expect_processes", "output_dir", "overwrite")
 """Arguments that do not say what is measured, or that the settings of each encoding say better."""
 
 

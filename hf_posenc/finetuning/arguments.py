@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from transformers import TrainingArguments
 
 import hf_posenc
 
-from ..command import listed, parse_option
-from ..command import parse as parse_command
-from ..variants import STOCK, parse_layers
+from ..command import parse_option
+from ..encodings.options import count, number, positive
+from ..evaluation.models import DTYPES
+from ..flags import Foreign, at_least
+from ..flags import parse as parse_flags
+from ..variants import FACTOR, STOCK, parse_layers
 
+
+def number_of_steps(flag: str, value: int) -> None:
+    """Raise ValueError for a run without a step."""
+    if value != -1:
+        count(f"{flag} (-1 for --num_train_epochs)", value)
+
+
+DESCRIPTION = "Fine-tune a model with another positional encoding, through Trainer."
 DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/finetune",
     "eval_on_start": True,
@@ -24,33 +36,49 @@ DEFAULTS: dict[str, Any] = {
     "label_names": ["labels"],
 }
 """Of transformers' TrainingArguments, where this recipe has another default."""
+TRAINING = Foreign(
+    "Training (of transformers' TrainingArguments)",
+    shown=(
+        *("output_dir", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "bf16", "seed"),
+        *("eval_strategy", "eval_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "logging_steps", "report_to"),
+    ),
+    checks={
+        "max_steps": number_of_steps,
+        **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), positive),
+        **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), partial(number, at_least=0)),
+        **dict.fromkeys(
+            ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit"), at_least(1)
+        ),
+        **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers"), at_least(0)),
+    },
+)
 FREE = ("loss_chunk", "num_proc", "estimate_only", "expect_processes")
 """Settings that make no difference to the trained model."""
 
 
 @dataclass
 class ModelArguments:
-    """The model, its positional encoding, and what of it is trained."""
+    """The model."""
 
     model: str = field(default="demo", metadata={"help": "hub id, local path, or 'demo' (SmolLM2-135M-Instruct, no hub needed)"})
-    dtype: str = field(default="float32", metadata={"help": "of the weights: float32, bfloat16, float16, or auto (as saved)"})
+    dtype: str = field(default="float32", metadata={"help": "of the weights; auto: as saved", "choices": DTYPES})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention, flash_attention_2"})
+
+
+@dataclass
+class EncodingArguments:
+    """The positional encoding."""
+
     encoding: str = field(default=STOCK, metadata={"help": "a name from `hf-posenc list`; 'stock' leaves the model as loaded"})
-    factor: float | None = field(default=None, metadata={"help": "context extension factor, for the encodings that take one"})
-    target_length: int | None = field(default=None, metadata={"help": "context length to reach, for the encodings that take one"})
+    factor: Annotated[float | None, FACTOR] = field(
+        default=None, metadata={"help": "context extension factor, for the encodings that take one"}
+    )
+    target_length: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "context length to reach in tokens, for the encodings that take one"}
+    )
     layers: str | None = field(default=None, metadata={"help": "which layers: all, a slice as 3::4, or indices as 0,3,7"})
     option: list[str] = field(default_factory=list, metadata={"help": "more options as key=value: window=1024"})
-    loss_chunk: int = field(default=1024, metadata={"help": "tokens whose logits exist at a time; 0 computes all logits at once, as stock"})
-    lora_rank: int | None = field(default=None, metadata={"help": "train LoRA adapters of this rank through PEFT, not all weights"})
-    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA scale; default twice the rank"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout"})
-    lora_targets: list[str] = field(default_factory=list, metadata={"help": "modules that get an adapter; default all linear layers"})
-    lora_also_train: list[str] = field(
-        default_factory=list, metadata={"help": "modules trained in full beside LoRA, for example embed_tokens norm (LongLoRA)"}
-    )
-
-    def __post_init__(self) -> None:
-        listed(self, "option", "lora_targets", "lora_also_train")
 
 
 @dataclass
@@ -62,7 +90,7 @@ class DataArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
     split: str = field(default="train", metadata={"help": "split of the dataset"})
     text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
-    block_size: int = field(default=1024, metadata={"help": "tokens in a training sequence"})
+    block_size: Annotated[int, at_least(2)] = field(default=1024, metadata={"help": "tokens in a training sequence"})
     boundaries: str | None = field(
         default=None,
         metadata={
@@ -71,45 +99,62 @@ class DataArguments:
             "choices": ["respect", "cross"],
         },
     )
-    eval_tokens: int | None = field(
-        default=None, metadata={"help": "tokens held out at the end of the text, to evaluate on; default a twentieth, at most 16384"}
-    )
-    eval_lengths: list[int] = field(default_factory=list, metadata={"help": "context lengths to evaluate at; default the block size"})
-    num_proc: int | None = field(default=None, metadata={"help": "processes that tokenize"})
-
-    def __post_init__(self) -> None:
-        listed(self, "text", "eval_lengths")
-        self.eval_lengths = sorted(self.eval_lengths or [self.block_size])
+    num_proc: Annotated[int | None, at_least(1)] = field(default=None, metadata={"help": "processes that tokenize"})
 
 
 @dataclass
 class CourseArguments:
-    """What changes in the course of training, and what is checked before it."""
+    """The training scheme."""
 
-    pose_target: int | None = field(
+    lora_rank: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "train LoRA adapters of this rank through PEFT, not all weights"}
+    )
+    lora_alpha: Annotated[int | None, at_least(1)] = field(default=None, metadata={"help": "LoRA scale; default twice the rank"})
+    lora_dropout: Annotated[float, partial(number, at_least=0, at_most=1)] = field(default=0.0, metadata={"help": "LoRA dropout"})
+    lora_targets: list[str] = field(default_factory=list, metadata={"help": "modules that get an adapter; default all linear layers"})
+    lora_also_train: list[str] = field(
+        default_factory=list, metadata={"help": "modules trained in full beside LoRA, for example embed_tokens norm (LongLoRA)"}
+    )
+    pose_target: Annotated[int | None, at_least(2)] = field(
         default=None, metadata={"help": "PoSE: place each block at skipped positions below this one, to train for that length"}
     )
-    pose_chunks: int = field(default=2, metadata={"help": "PoSE: pieces that a block is cut into"})
+    pose_chunks: Annotated[int, at_least(1)] = field(default=2, metadata={"help": "PoSE: pieces that a block is cut into"})
     anneal: str | None = field(default=None, metadata={"help": "move an option of the encoding from start to end: factor=1:4"})
-    anneal_steps: int | None = field(default=None, metadata={"help": "steps that --anneal takes; default all"})
+    anneal_steps: Annotated[int | None, at_least(1)] = field(default=None, metadata={"help": "steps that --anneal takes; default all"})
     anneal_shape: str = field(default="linear", metadata={"help": "way of --anneal", "choices": ["linear", "geometric"]})
-    anneal_every: int = field(default=1, metadata={"help": "steps between two values of --anneal"})
+    anneal_every: Annotated[int, at_least(1)] = field(default=1, metadata={"help": "steps between two values of --anneal"})
     length_schedule: list[str] = field(
         default_factory=list, metadata={"help": "lengths that blocks are cut into, as step=length: 0=256 100=512 200=1024"}
     )
+    loss_chunk: Annotated[int, at_least(0)] = field(
+        default=1024, metadata={"help": "tokens whose logits exist at a time; 0 computes all logits at once, as stock"}
+    )
     estimate_only: bool = field(default=False, metadata={"help": "stop after the estimate of time and memory, before the first step"})
-    expect_processes: int | None = field(default=None, metadata={"help": "fail where another number of processes runs"})
+    expect_processes: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "fail where another number of processes runs"}
+    )
 
-    def __post_init__(self) -> None:
-        listed(self, "length_schedule")
+
+@dataclass
+class EvaluationArguments:
+    """Evaluation, while training and after it."""
+
+    eval_lengths: Annotated[list[int], at_least(2)] = field(
+        default_factory=list, metadata={"help": "context lengths in tokens to evaluate at; default the block size"}
+    )
+    eval_tokens: Annotated[int | None, at_least(2)] = field(
+        default=None, metadata={"help": "tokens held out at the end of the text, to evaluate on; default a twentieth, at most 16384"}
+    )
 
 
 class Settings(NamedTuple):
     """All settings of a run."""
 
     model: ModelArguments
+    encoding: EncodingArguments
     data: DataArguments
     course: CourseArguments
+    evaluation: EvaluationArguments
     training: TrainingArguments
 
     @property
@@ -118,9 +163,14 @@ class Settings(NamedTuple):
         return Path(self.training.output_dir or DEFAULTS["output_dir"])
 
     @property
+    def eval_lengths(self) -> list[int]:
+        """Context lengths to evaluate at, ascending."""
+        return sorted(self.evaluation.eval_lengths or [self.data.block_size])
+
+    @property
     def longest(self) -> int:
         """Tokens in the longest input, or the last position + 1, that the model is to see."""
-        return max(self.data.block_size, *self.data.eval_lengths, self.course.pose_target or 0)
+        return max(self.data.block_size, *self.eval_lengths, self.course.pose_target or 0)
 
     @property
     def boundaries(self) -> bool:
@@ -130,8 +180,9 @@ class Settings(NamedTuple):
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same in a run that goes on from the checkpoints of another."""
-        everything = {**asdict(self.model), **asdict(self.data), **asdict(self.course)}
-        return {name: value for name, value in everything.items() if name not in FREE}
+        own = [each for each in self if each is not self.training]
+        everything = {name: value for each in own for name, value in asdict(cast(Any, each)).items() if name not in FREE}
+        return everything | {"eval_lengths": self.eval_lengths}
 
 
 def parse(argv: list[str] | None = None) -> Settings:
@@ -140,13 +191,13 @@ def parse(argv: list[str] | None = None) -> Settings:
     Raises:
         ValueError: settings that exclude each other.
     """
-    kinds = [ModelArguments, DataArguments, CourseArguments, TrainingArguments]
+    kinds = [ModelArguments, EncodingArguments, DataArguments, CourseArguments, EvaluationArguments, TrainingArguments]
     # Left out, transformers would start only one process on a machine without accelerators.
     defaults = {**DEFAULTS, "use_cpu": not torch.accelerator.is_available()}
-    settings = Settings(*parse_command(kinds, "finetune", argv, defaults))
+    settings = Settings(*parse_flags(kinds, "finetune", argv, defaults, {TrainingArguments: TRAINING}, DESCRIPTION))
     if "nll@" in (settings.training.metric_for_best_model or ""):
         settings.training.greater_is_better = False  # transformers takes every metric whose name does not end with "loss" for a score
-    encoding_options(settings.model)
+    encoding_options(settings.encoding)
     check_course(settings)
     return settings
 
@@ -156,6 +207,11 @@ def check_course(settings: Settings) -> None:
     course, data = settings.course, settings.data
     if course.pose_target is not None and data.boundaries == "respect":
         raise ValueError("--pose_target places blocks at positions of its own, so documents cannot be kept apart: use --boundaries cross")
+    if course.pose_target is not None and course.pose_target <= data.block_size:
+        raise ValueError(
+            f"--pose_target {course.pose_target} leaves no positions to skip for blocks of {data.block_size} tokens: make it larger, or "
+            "--block_size smaller"
+        )
     if course.pose_target is not None and course.length_schedule:
         raise ValueError("--pose_target and --length_schedule exclude each other: PoSE trains at one length")
     if (lengths := read_lengths(course.length_schedule)) and max(lengths.values()) != data.block_size:
@@ -163,15 +219,15 @@ def check_course(settings: Settings) -> None:
             f"--length_schedule ends at {max(lengths.values()):,} tokens, --block_size is {data.block_size:,}: make them equal"
         )
     if moving := read_anneal(course.anneal):
-        if settings.model.encoding == STOCK:
+        if settings.encoding.encoding == STOCK:
             raise ValueError("--anneal moves an option of an encoding: name it with --encoding")
         if (course.anneal_steps or settings.training.max_steps) < 1:
             raise ValueError("--anneal needs a number of steps: --anneal_steps or --max_steps")
-        if moving[0] in encoding_options(settings.model):
+        if moving[0] in encoding_options(settings.encoding):
             raise ValueError(f"{moving[0]} is given twice: --anneal {course.anneal} says where it starts and ends")
 
 
-def encoding_options(asked: ModelArguments) -> dict[str, Any]:
+def encoding_options(asked: EncodingArguments) -> dict[str, Any]:
     """The keyword arguments of `patch`.
 
     Raises:

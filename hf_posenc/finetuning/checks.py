@@ -6,23 +6,19 @@ import dataclasses
 import tempfile
 from typing import Any
 
-from .arguments import ModelArguments, Settings
+from .arguments import CourseArguments, Settings
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise ValueError for flags that would have no effect, and for a run without a step."""
-    asked, training = settings.model, settings.training
+    """Raise ValueError for flags that would have no effect."""
+    asked = settings.course
     if asked.lora_rank is None:
-        fields = {field.name: field for field in dataclasses.fields(ModelArguments) if field.name.startswith("lora_")}
+        fields = {field.name: field for field in dataclasses.fields(CourseArguments) if field.name.startswith("lora_")}
         unset = {name: [] if field.default is dataclasses.MISSING else field.default for name, field in fields.items()}
         if given := [f"--{name}" for name, default in unset.items() if getattr(asked, name) != default]:
             raise ValueError(
                 f"{', '.join(given)} has no effect without --lora_rank, and all weights would be trained: give --lora_rank too"
             )
-    if training.max_steps == 0 or training.max_steps < -1:
-        raise ValueError(f"--max_steps {training.max_steps} is no number of steps: give 1 or more, or -1 for --num_train_epochs")
-    if training.max_steps < 0 and training.num_train_epochs <= 0:
-        raise ValueError(f"--num_train_epochs {training.num_train_epochs} leaves nothing to train: give more than 0, or --max_steps")
 
 
 def check_output(settings: Settings) -> None:

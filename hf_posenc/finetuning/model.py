@@ -13,7 +13,7 @@ from ..evaluation.models import read_model
 from ..evaluation.reach import check_position_table
 from ..patching import patch_of
 from ..training import chunk_loss, separate_documents
-from .arguments import STOCK, ModelArguments, Settings, encoding_options, read_anneal
+from .arguments import STOCK, CourseArguments, Settings, encoding_options, read_anneal
 from .checks import check_finite
 
 
@@ -32,14 +32,14 @@ def load_model(path: str, settings: Settings) -> Any:
     claim_length(model, settings.longest)
     if settings.boundaries:
         _keep_apart(model)
-    if asked.loss_chunk:
-        _chunk(model, asked.loss_chunk)
-    return model if asked.lora_rank is None else add_lora(model, asked)
+    if settings.course.loss_chunk:
+        _chunk(model, settings.course.loss_chunk)
+    return model if settings.course.lora_rank is None else add_lora(model, settings.course)
 
 
 def apply_encoding(model: Any, settings: Settings) -> None:
     """Patch the model, and see from what is live in it that this changed something."""
-    asked, moving = settings.model, read_anneal(settings.course.anneal)
+    asked, moving = settings.encoding, read_anneal(settings.course.anneal)
     if asked.encoding == STOCK:
         return
     options = encoding_options(asked)
@@ -85,7 +85,7 @@ def _chunk(model: Any, chunk: int) -> None:
         raise ValueError(f"{error}; --loss_chunk 0 trains with the full loss") from None
 
 
-def add_lora(model: Any, asked: ModelArguments) -> Any:
+def add_lora(model: Any, asked: CourseArguments) -> Any:
     """LoRA adapters on the linear layers; the encoding's own parameters are trained and saved in full."""
     try:
         from peft import LoraConfig, get_peft_model

@@ -61,7 +61,7 @@ def prepare(settings: Settings) -> Prepared:
     path = resolve_model(settings.model.model)
     tokenizer = load_tokenizer(path)
     with settings.training.main_process_first(desc="packing"):
-        train_blocks, test_blocks = load_blocks(settings.data, tokenizer, settings.boundaries)
+        train_blocks, test_blocks = load_blocks(settings, tokenizer)
     set_seed(settings.training.seed)
     model = load_model(path, settings)
     check_tokenizer(tokenizer, model)
@@ -74,7 +74,7 @@ def prepare(settings: Settings) -> Prepared:
     if processes.main:
         text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
         begin(settings, f"{description}\n{text}\n{processes.count} process(es)")
-    return settings, trainer, LengthEvaluation(unpack(test_blocks), settings.data.eval_lengths).attach(trainer)
+    return settings, trainer, LengthEvaluation(unpack(test_blocks), settings.eval_lengths).attach(trainer)
 
 
 def make_trainer(settings: Settings, model: Any, tokenizer: Any, train_blocks: Any, test_blocks: Any) -> CheckpointTrainer:
@@ -108,8 +108,8 @@ def schedules(settings: Settings) -> list[Any]:
         found.append(ProgressiveLengths(lengths))
     if moving := read_anneal(course.anneal):
         steps, geometric = course.anneal_steps or training.max_steps, course.anneal_shape == "geometric"
-        options = encoding_options(settings.model)
-        found.append(Anneal(settings.model.encoding, *moving, steps, course.anneal_every, geometric, **options))
+        options = encoding_options(settings.encoding)
+        found.append(Anneal(settings.encoding.encoding, *moving, steps, course.anneal_every, geometric, **options))
     return found
 
 

@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ...command import exit_status, listed, parse
+from ...command import exit_status
 from ...files import write_atomically
+from ...flags import at_least, parse
+from ...variants import EncodingArguments
 from ..corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
-from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer, plan_options
+from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer
 from ..processes import Processes
 from ..report import own_bar_only
 from ..side_by_side import UNFINISHED, SideBySide, settings_of, started
@@ -24,40 +26,53 @@ from .result import Result
 from .run import Run, check_lengths
 
 
+def is_protocol(flag: str, value: str) -> None:
+    """Raise ValueError for a protocol that there is not."""
+    PROTOCOLS[value]
+
+
 @dataclass
-class PerplexityArguments(ModelArguments):
+class PerplexityArguments(EncodingArguments, ModelArguments):
     """Perplexity against context length for several positional encodings of one model."""
 
-    lengths: list[int] = field(default_factory=lambda: [1024, 2048, 4096], metadata={"help": "context lengths in tokens"})
-    protocol: str = field(default="prefix", metadata={"help": f"what is scored given which context: {', '.join(PROTOCOLS)}"})
-    stride: int | None = field(default=None, metadata={"help": "of `sliding` (512) and `sliding_all` (256), in tokens"})
-    target: int | None = field(default=None, metadata={"help": "tokens scored by `fixed_target` and `offset` (256)"})
+    lengths: Annotated[list[int], at_least(2)] = field(
+        default_factory=lambda: [1024, 2048, 4096], metadata={"help": "context lengths in tokens"}
+    )
+    protocol: Annotated[str, is_protocol] = field(
+        default="prefix", metadata={"help": f"what is scored given which context: {', '.join(PROTOCOLS)}"}
+    )
+    stride: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "of `sliding` (512) and `sliding_all` (256), in tokens"}
+    )
+    target: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "tokens scored by `fixed_target` and `offset` (256)"}
+    )
     text: list[str] = field(default_factory=list, metadata={"help": "text files, one document each"})
     dataset: str | None = field(default=None, metadata={"help": "`datasets` hub id or local .json, .jsonl, .csv, .parquet file"})
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
     split: str = field(default="test", metadata={"help": "split of the dataset"})
     text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
     streaming: bool = field(default=True, metadata={"help": "read the dataset as a stream, no more of it than is used"})
-    documents: int | None = field(
+    documents: Annotated[int | None, at_least(1)] = field(
         default=None,
         metadata={"help": "how many documents to use; without --text and --dataset, built-in text is cut into as many (1)"},
     )
-    min_tokens: int | None = field(default=None, metadata={"help": "skip documents with fewer; default what the protocol needs"})
-    max_tokens: int | None = field(default=None, metadata={"help": "cut documents to their first tokens"})
+    min_tokens: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "skip documents with fewer; default what the protocol needs"}
+    )
+    max_tokens: Annotated[int | None, at_least(2)] = field(default=None, metadata={"help": "cut documents to their first tokens"})
     bos: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"help": "BOS before each document; auto: as the tokenizer does"}
     )
     key_tokens: bool = field(default=False, metadata={"help": "count key tokens apart (LongPPL), chosen by the stock model"})
-    key_short: int = field(default=1024, metadata={"help": "the short context of that choice, in tokens"})
-    pass_tokens: int | None = field(default=None, metadata={"help": "tokens in one pass through the KV cache; default 2048 beyond 16384"})
-    batch_tokens: int = field(default=8192, metadata={"help": "equal windows run together up to so many tokens"})
-    chunk: int = field(default=1024, metadata={"help": "tokens per chunk of output layer and loss"})
-    last_k: int = field(default=256, metadata={"help": "predictions before L that make the last-k column"})
+    key_short: Annotated[int, at_least(8)] = field(default=1024, metadata={"help": "the short context of that choice, in tokens"})
+    pass_tokens: Annotated[int | None, at_least(1)] = field(
+        default=None, metadata={"help": "tokens in one pass through the KV cache; default 2048 beyond 16384"}
+    )
+    batch_tokens: Annotated[int, at_least(1)] = field(default=8192, metadata={"help": "equal windows run together up to so many tokens"})
+    chunk: Annotated[int, at_least(1)] = field(default=1024, metadata={"help": "tokens per chunk of output layer and loss"})
+    last_k: Annotated[int, at_least(1)] = field(default=256, metadata={"help": "predictions before L that make the last-k column"})
     output_dir: str = field(default="runs/perplexity", metadata={"help": "where the JSON, CSV and PNG files go"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        listed(self, "lengths", "text")
 
     @property
     def protocol_options(self) -> dict[str, int]:
@@ -102,7 +117,7 @@ class Curves(SideBySide[Result]):
     @classmethod
     def of(cls, arguments: PerplexityArguments, processes: Processes) -> Curves:
         """Text, model and encodings that the command line asks for."""
-        options = plan_options(arguments)
+        options = arguments.plan()
         protocol = create_protocol(arguments.protocol, **arguments.protocol_options)
         lengths = check_lengths(protocol, arguments.lengths)
         path = arguments.path

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from ...encodings.options import count as check_count
 from ...variants import STOCK, Encodings, plan_of
 from ..corpus import BosRule
 from ..models import check_live, check_tokenizer, encoded, live_encodings, live_name, load, load_tokenizer
@@ -99,6 +100,10 @@ def perplexity(
         FloatingPointError: a loss is infinite or not a number; the message says where.
         Interrupted: Ctrl-C; it carries what was finished.
     """
+    counts = {"count": count, "max_tokens": max_tokens, "pass_tokens": pass_tokens, "batch_tokens": batch_tokens}
+    for name, value in {**counts, "last_k": last_k, "chunk": chunk}.items():
+        if value is not None:
+            check_count(name, value)
     model, tokenizer, documents = loaded(model, tokenizer_or_ids, documents)
     asked = create_protocol(protocol, **protocol_options)
     longest = check_lengths(asked, lengths)[-1]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Literal
+from functools import partial
+from typing import Annotated, Literal
 
-from ...command import exit_status, listed, parse
-from ..models import ModelArguments, check_tokenizer, load_model, load_tokenizer, plan_options
+from ...command import exit_status
+from ...encodings.options import number
+from ...flags import at_least, parse
+from ...variants import EncodingArguments
+from ..models import ModelArguments, check_tokenizer, load_model, load_tokenizer
 from ..processes import Processes
 from ..report import own_bar_only
 from ..side_by_side import SideBySide, settings_of, started
@@ -18,27 +22,25 @@ from .result import PasskeyResult
 
 
 @dataclass
-class PasskeyArguments(ModelArguments):
+class PasskeyArguments(EncodingArguments, ModelArguments):
     """Whether a model finds a number in its context, by length and depth, for several positional encodings of one model."""
 
-    lengths: list[int] = field(default_factory=lambda: [1024, 2048, 4096], metadata={"help": "of the prompts, answer included, in tokens"})
-    depths: list[float] = field(
+    lengths: Annotated[list[int], at_least(1)] = field(
+        default_factory=lambda: [1024, 2048, 4096], metadata={"help": "of the prompts, answer included, in tokens"}
+    )
+    depths: Annotated[list[float], partial(number, at_least=0)] = field(
         default_factory=lambda: [5.0], metadata={"help": "of the needle: values from 0 to 1, or one number of equal steps"}
     )
-    trials: int = field(default=5, metadata={"help": "prompts for each length and depth"})
-    digits: int = field(default=5, metadata={"help": "of every number"})
-    needles: int = field(default=1, metadata={"help": "pass keys in a prompt; several have names"})
+    trials: Annotated[int, at_least(1)] = field(default=5, metadata={"help": "prompts for each length and depth"})
+    digits: Annotated[int, at_least(1)] = field(default=5, metadata={"help": "of every number"})
+    needles: Annotated[int, at_least(1)] = field(default=1, metadata={"help": "pass keys in a prompt; several have names"})
     ask: Literal["one", "all"] = field(default="one", metadata={"help": "ask for one of the pass keys, or for all in turn"})
-    distractors: int = field(default=0, metadata={"help": "numbers in a prompt that are no pass keys"})
+    distractors: Annotated[int, at_least(0)] = field(default=0, metadata={"help": "numbers in a prompt that are no pass keys"})
     filler: str = field(default="grass", metadata={"help": "grass (the usual sentences), essay (English that every Python has), or a file"})
     chat: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
     generate: bool = field(default=False, metadata={"help": "also generate the answers greedily and compare the digits"})
-    seed: int = field(default=0, metadata={"help": "of keys, names, places and the beginning of the filler"})
+    seed: Annotated[int, at_least(0)] = field(default=0, metadata={"help": "of keys, names, places and the beginning of the filler"})
     output_dir: str = field(default="runs/passkey", metadata={"help": "where the JSON, CSV and PNG files go"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        listed(self, "lengths", "depths")
 
     @property
     def task(self) -> PasskeyTask:
@@ -71,7 +73,7 @@ class Grids(SideBySide[PasskeyResult]):
     @classmethod
     def of(cls, arguments: PasskeyArguments, processes: Processes) -> Grids:
         """Prompts, model and encodings that the command line asks for."""
-        options = plan_options(arguments)
+        options = arguments.plan()
         grid = Grid.of(arguments.lengths, arguments.depths, arguments.trials)
         task, path = arguments.task, arguments.path
         tokenizer = load_tokenizer(path)
