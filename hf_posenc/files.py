@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,17 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         if error.filename is not None:
             raise
         raise (OSError(f"{path}: {error}") if error.errno is None else OSError(error.errno, error.strerror, str(path))) from error
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raise OSError where an output folder, which need not be there yet, could not be written; nothing is left behind."""
+    place = Path(folder).absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there) if there != place else tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to --output_dir {folder} ({there}: {error.strerror}): choose another folder") from None
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> Path:

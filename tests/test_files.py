@@ -15,7 +15,7 @@ from hf_posenc.evaluation.journal import Journal
 from hf_posenc.evaluation.models import read_model
 from hf_posenc.evaluation.perplexity import cli as perplexity_cli
 from hf_posenc.evaluation.perplexity.tally import Record
-from hf_posenc.files import replace_atomically, write_atomically
+from hf_posenc.files import check_writable, replace_atomically, write_atomically
 from hf_posenc.finetuning.arguments import DataArguments
 from hf_posenc.finetuning.data import load_texts
 from hf_posenc.plotting import plot_perplexity
@@ -146,3 +146,29 @@ def test_a_journal_without_room_is_named(tmp_path):
 def test_others_may_read_what_was_written_as_they_may_read_any_file(tmp_path):
     (tmp_path / "plain").write_text("text")
     assert write_atomically(tmp_path / "run.json", "text").stat().st_mode == os.stat(tmp_path / "plain").st_mode
+
+
+RECIPES = {
+    "perplexity": ["--lengths", "16"],
+    "passkey": ["--lengths", "300", "--trials", "1"],
+    "compare": ["--encoding", "alibi", "--steps", "2"],
+    "finetune": ["--block_size", "32"],
+}
+
+
+@pytest.mark.parametrize("inside", [".", "deeper/still"])
+@pytest.mark.parametrize("recipe", cli.RECIPES)
+def test_an_output_folder_that_cannot_be_written_is_found_first(recipe, inside, tmp_path, capsys):
+    """Before the model is looked for: there is none."""
+    (tmp_path / "file").touch()
+    there = ["--model", str(tmp_path / "gone"), "--output_dir", str(tmp_path / "file" / inside)]
+    assert cli.main([recipe, *RECIPES[recipe], *there]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: cannot write to --output_dir {tmp_path / 'file'}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(there, tmp_path):
+    folder = tmp_path if there else tmp_path / "a" / "b"
+    check_writable(folder)
+    assert list(tmp_path.iterdir()) == []

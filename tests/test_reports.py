@@ -13,7 +13,7 @@ from tiny import save_tiny
 from transformers import logging
 
 import hf_posenc
-from hf_posenc import cli
+from hf_posenc import cli, finetuning
 from hf_posenc.comparison.report import print_table as print_study
 from hf_posenc.comparison.summary import Spread, Summary
 from hf_posenc.evaluation import PasskeyResult, perplexity
@@ -139,6 +139,17 @@ def test_one_bar_covers_all_encodings_and_no_other_is_in_it(recipe, model, tmp_p
     assert "nope" in shown and "100%" in shown and shown.count("\x1b[?25l") == 1, "one bar"
     assert "Loading weights" not in shown and "it/s" not in shown
     assert logging.is_progress_bar_enabled() and not datasets.are_progress_bars_disabled(), "those of other programs are as they were"
+
+
+def test_fine_tuning_has_no_bars_in_a_pipe(model, tmp_path, monkeypatch):
+    settings = ["--model", str(model), "--encoding", "alibi", "--block_size", "32", "--max_steps", "2", "--eval_tokens", "64"]
+    settings += ["--per_device_train_batch_size", "1", "--use_cpu", "true", "--save_strategy", "no"]
+    for kind, bars in ((io.StringIO, False), (Terminal, True)):
+        pipe = kind()
+        monkeypatch.setattr(sys, "stderr", pipe)
+        assert finetuning.main([*settings, "--output_dir", str(tmp_path / kind.__name__)]) == 0
+        assert ("examples/s" in pipe.getvalue(), "it/s" in pipe.getvalue() or "s/it" in pipe.getvalue()) == (bars, bars)
+        assert not datasets.are_progress_bars_disabled()
 
 
 def test_rows_of_a_dataset_have_no_bar_of_their_own(model, tmp_path, monkeypatch):

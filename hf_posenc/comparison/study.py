@@ -19,7 +19,7 @@ from ..command import exit_status
 from ..evaluation.measure import versions
 from ..evaluation.models import encoded, inspect_model
 from ..evaluation.report import own_bar_only
-from ..files import write_atomically
+from ..files import check_writable, write_atomically
 from ..flags import parse
 from .arguments import APART, CompareArguments, Variant, read_variants
 from .base import build, open_base, weights_digest
@@ -68,6 +68,8 @@ def prepare(arguments: CompareArguments) -> Study:
     """Everything that can go wrong by mistake happens here, before anything is trained or written."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.cuda.device_count() > 1:
         raise ValueError("a study runs in one process on one device: start it without torchrun, and choose with CUDA_VISIBLE_DEVICES=0")
+    if not arguments.dry_run:
+        check_writable(arguments.output_dir)
     variants = read_variants(arguments)
     base = open_base(arguments)
     corpus = read_corpus(arguments, base)

@@ -55,18 +55,20 @@ class Bar:
 
 @contextmanager
 def own_bar_only() -> Iterator[None]:
-    """Without the bars of transformers (weights) and datasets (rows), of which there would be many; those of a download stay."""
+    """Without the many bars of transformers (weights) and datasets (rows); on a screen, those of a download stay."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub import utils as hub
 
     weights, rows, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled(), not hub.are_progress_bars_disabled()
     logging.disable_progress_bar()
     disable_progress_bars()
-    if downloads:
+    if downloads and sys.stderr.isatty():
         hub.enable_progress_bars()
     try:
         yield
     finally:
+        if downloads:
+            hub.enable_progress_bars()
         if weights:
             logging.enable_progress_bar()
         if rows:

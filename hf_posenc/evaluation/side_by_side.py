@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from rich.console import Console
 
+from ..files import check_writable
 from ..variants import SAID_BY_THE_PLAN, name_of
 from .models import ModelArguments, check_live, digest, weights_digest
 from .processes import Processes
@@ -137,8 +138,9 @@ class SideBySide(Generic[Found]):
         return result
 
 
-def started(arguments: ModelArguments) -> Processes:
-    """The processes of this run; ValueError where there are not as many as expected."""
+def started(arguments: ModelArguments, output_dir: str) -> Processes:
+    """The processes of this run; ValueError where there are not as many as expected, OSError where the output could not be written."""
+    check_writable(output_dir)
     processes = Processes()
     processes.expect(arguments.expect_processes)
     announce(processes, f"{processes.count} process(es)")

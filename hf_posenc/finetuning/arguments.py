@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -193,7 +194,7 @@ def parse(argv: list[str] | None = None) -> Settings:
     """
     kinds = [ModelArguments, EncodingArguments, DataArguments, CourseArguments, EvaluationArguments, TrainingArguments]
     # Left out, transformers would start only one process on a machine without accelerators.
-    defaults = {**DEFAULTS, "use_cpu": not torch.accelerator.is_available()}
+    defaults = {**DEFAULTS, "use_cpu": not torch.accelerator.is_available(), "disable_tqdm": not sys.stderr.isatty()}
     settings = Settings(*parse_flags(kinds, "finetune", argv, defaults, {TrainingArguments: TRAINING}, DESCRIPTION))
     if "nll@" in (settings.training.metric_for_best_model or ""):
         settings.training.greater_is_better = False  # transformers takes every metric whose name does not end with "loss" for a score

@@ -1,9 +1,8 @@
-"""What is checked before anything that takes time: flags that belong together, the folder to write to, the numbers in the weights."""
+"""What is checked before anything that takes time: flags that belong together, and the numbers in the weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from typing import Any
 
 from .arguments import CourseArguments, Settings
@@ -19,17 +18,6 @@ def check_settings(settings: Settings) -> None:
             raise ValueError(
                 f"{', '.join(given)} has no effect without --lora_rank, and all weights would be trained: give --lora_rank too"
             )
-
-
-def check_output(settings: Settings) -> None:
-    """Raise OSError where the output folder could not be written; nothing is left behind."""
-    folder = settings.output.absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write to --output_dir {settings.output} ({there}: {error.strerror}): choose another folder") from None
 
 
 def check_finite(model: Any, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,12 @@ from ..command import INTERRUPTED, exit_status
 from ..evaluation.demo_model import resolve_model
 from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.processes import Processes
-from ..files import write_atomically
+from ..evaluation.report import own_bar_only
+from ..files import check_writable, write_atomically
 from ..training import Anneal, LengthEvaluation, PoSE, ProgressiveLengths, check_isolation, perplexities, unpack
 from .arguments import Settings, encoding_options, parse, read_anneal, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
-from .checks import check_output, check_settings
+from .checks import check_settings
 from .data import load_blocks
 from .estimate import estimate
 from .model import describe_model, load_model
@@ -28,6 +30,11 @@ Prepared = tuple[Settings, CheckpointTrainer, LengthEvaluation]
 
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; returns the exit status. Once training has begun, only what the user can mend is told in one line."""
+    with nullcontext() if sys.stderr.isatty() else own_bar_only():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     prepared: list[Prepared] = []
     if status := exit_status(lambda: prepared.append(prepare(parse(argv)))):
         return status
@@ -56,7 +63,7 @@ def prepare(settings: Settings) -> Prepared:
     check_settings(settings)
     changes = schedules(settings)
     if not settings.course.estimate_only:
-        check_output(settings)
+        check_writable(settings.output)
     check_same_run(settings)
     path = resolve_model(settings.model.model)
     tokenizer = load_tokenizer(path)

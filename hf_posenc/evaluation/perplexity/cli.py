@@ -104,7 +104,7 @@ def run(arguments: PerplexityArguments) -> dict[str, Result]:
     Raises:
         Interrupted: Ctrl-C; what was finished is reported and on disk.
     """
-    return Curves.of(arguments, started(arguments)).run()
+    return Curves.of(arguments, started(arguments, arguments.output_dir)).run()
 
 
 @dataclass

@@ -60,7 +60,7 @@ def run(arguments: PasskeyArguments) -> dict[str, PasskeyResult]:
     Raises:
         Interrupted: Ctrl-C; what was finished is reported and on disk.
     """
-    return Grids.of(arguments, started(arguments)).run()
+    return Grids.of(arguments, started(arguments, arguments.output_dir)).run()
 
 
 @dataclass
