@@ -62,12 +62,16 @@ def readable(positions: Any, mask: Any) -> bool:
 
 
 def restarts(positions: Tensor, mask: Tensor | None) -> Tensor:
-    """Where positions [B,Q] fall or are 0 again, as seen from the token before that the mask [B,Q] does not hide: [B,Q] bool."""
+    """Where positions [B,Q] fall or are 0 again, as seen from the token before that the mask [B,Q] does not hide: [B,Q] bool.
+
+    A token that goes on from the position of padding is no new document: `generate` puts it there after a prompt padded on the right.
+    """
     real = torch.ones_like(positions, dtype=torch.bool) if mask is None else mask.bool().to(positions.device)
     steps = torch.arange(positions.shape[1], device=positions.device)
     before = F.pad(torch.where(real, steps, -1).cummax(-1).values[:, :-1], (1, 0), value=-1)
     earlier = positions.gather(-1, before.clamp(min=0))
-    return real & (before >= 0) & ((positions < earlier) | (positions == 0))
+    after_padding = F.pad(~real[:, :-1] & (positions.diff() == 1), (1, 0))
+    return real & (before >= 0) & (((positions < earlier) & ~after_padding) | (positions == 0))
 
 
 def document_masks(decoder: Any, documents: Tensor, mask: Tensor | None) -> Any:

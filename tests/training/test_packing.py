@@ -189,14 +189,19 @@ def test_compiled_too_without_a_look_at_the_values(name):
 @pytest.mark.parametrize("name", [None, "alibi", "yarn", "rerope"])
 @torch.no_grad()
 def test_positions_that_do_not_restart_are_one_document(name):
-    """Bit for bit what happens without the hook: padding, skipped positions beside a mask, and a prompt that goes on from a cache."""
+    """Bit for bit what happens without the hook: padding, skipped positions beside a mask, and a prompt that goes on from a cache.
+
+    After a prompt padded on the right, `generate` goes on from the position of the padding.
+    """
     model, ids = trainable("llama", name).eval(), torch.randint(3, 60, (2, 10))
     ones, left = torch.ones_like(ids), torch.ones_like(ids).index_fill(1, torch.arange(3), 0)
+    within, generated = ones.index_fill(1, torch.arange(5, 7), 0), torch.tensor([[0, 1, 2, 3, 4, 0, 0, 1, 2, 3]])
     calls = [
         {"attention_mask": left, "position_ids": (left.cumsum(-1) - 1).masked_fill(left == 0, 1)},
         {"attention_mask": left.flip(1), "position_ids": (left.flip(1).cumsum(-1) - 1).masked_fill(left.flip(1) == 0, 0)},
         {"attention_mask": ones, "position_ids": torch.arange(10)[None] + 5 * (torch.arange(10) > 4)},
         {"attention_mask": ones, "position_ids": torch.arange(10).expand(2, -1) // 2 + 1},
+        {"attention_mask": within, "position_ids": generated},
     ]
     seen = watch_masks(model)
     handle = separate_documents(model)
