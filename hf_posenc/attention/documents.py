@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,10 @@ class DocumentMasks:
 
     def __call__(self, decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         given: dict[str, Any] = dict(zip(self.names, args, strict=False)) | kwargs
-        positions, mask = (cast(Any, given.get(name)) for name in ("position_ids", "attention_mask"))
+        rows, positions, mask = rows_of(given)
         if cache_in(given) is not None or not readable(positions, mask):
             return args, kwargs
-        positions = positions.expand(batch_of(given), -1)
+        positions = positions.expand(rows, -1)
         starts = restarts(positions, mask)
         if not torch.compiler.is_compiling() and not starts.any():
             return args, kwargs
@@ -49,10 +49,15 @@ class DocumentMasks:
         return (), given | {"attention_mask": document_masks(decoder, starts.cumsum(-1), mask)}
 
 
-def batch_of(given: dict[str, Any]) -> int:
-    """Rows that a decoder is given: GPT-2 makes one batch of [batch, choices, tokens]."""
-    embeds = given.get("inputs_embeds")
-    return given["input_ids"].shape[:-1].numel() if embeds is None else embeds.shape[:-2].numel()
+def rows_of(given: dict[str, Any]) -> tuple[int, Any, Any]:
+    """Number of rows of tokens, their positions and their mask; of the [batch, choices, tokens] that GPT-2 takes, each choice is a row."""
+    positions, mask = given.get("position_ids"), given.get("attention_mask")
+    if (embedded := given.get("inputs_embeds")) is not None:
+        return len(embedded), positions, mask
+    tokens = given["input_ids"]
+    if tokens.ndim > 2:
+        positions, mask = (x.flatten(0, -2) if isinstance(x, Tensor) and x.ndim == tokens.ndim else x for x in (positions, mask))
+    return tokens.shape[:-1].numel(), positions, mask
 
 
 def readable(positions: Any, mask: Any) -> bool:

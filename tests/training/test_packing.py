@@ -165,6 +165,20 @@ def test_a_mask_beside_positions_that_restart_does_not_undo_packing(family, name
             assert_close(row, alone[0], atol=2e-5, rtol=2e-4, msg=lambda m, w=what: f"{w}: {m}")
 
 
+@pytest.mark.parametrize("name", [None, "alibi", "rope", "shaw"])
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_every_choice_is_a_row_of_documents(name, masked):
+    """GPT-2 takes [batch, choices, tokens] and makes one batch of it."""
+    model = trainable("gpt2", name).eval()
+    separate_documents(model)
+    ids, positions = torch.randint(3, 60, (2, 3, 9)), positions_of(4, 5).expand(6, -1)
+    alone = torch.cat([model(part, use_cache=False).logits for part in ids.flatten(0, 1).split((4, 5), 1)], 1)
+    mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
+    found = model.transformer(ids, position_ids=positions if name is None else positions.unflatten(0, (2, 3)), **mask)[0]
+    assert_close(model.lm_head(found).flatten(0, 1), alone, atol=2e-5, rtol=2e-4)
+
+
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention"])
 @pytest.mark.parametrize("name", ["alibi", "yarn", "rerope"])
 @torch.no_grad()
