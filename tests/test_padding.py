@@ -23,7 +23,7 @@ def patched(arch, name, **changes):
 def paddings():
     """[B,L] bool: where rows have tokens. Each row another way, and no two of the same length."""
     seen = torch.ones(5, LENGTH, dtype=torch.bool)
-    seen[1, :3] = False
+    seen[1, :6] = False  # a whole piece of a prefill
     seen[2, 8:12] = False  # a prompt padded on the right, then new tokens
     seen[3, :2], seen[3, 9:11] = False, False
     seen[4, [4, 5, 8]] = False  # holes in the text
