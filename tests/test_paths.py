@@ -48,7 +48,17 @@ class Leaning(Slanted):
         return super().bias(h, q_pos, k_pos) * self.weight.to(q_pos.dtype if q_pos.dtype == torch.float64 else torch.float32)[h]
 
 
-OWN = {"slanted": Slanted, "leaning": Leaning}
+class Sloping(PositionalEncoding):
+    """A user's own bias of the distance, in a dtype of its own, whatever that of the model."""
+
+    relative, dtype = True, torch.float32
+
+    def bias(self, h, q_pos, k_pos):
+        return ((k_pos - q_pos).clamp(max=0) * 0.25**h).to(self.dtype)
+
+
+IN_A_DTYPE = {f"sloping_{dtype}": type("Sloping", (Sloping,), {"dtype": dtype}) for dtype in TOLERANCE}
+OWN = {"slanted": Slanted, "leaning": Leaning, **IN_A_DTYPE}
 
 
 def site_of(name):

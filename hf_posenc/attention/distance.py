@@ -31,11 +31,14 @@ def attention(call: Call) -> Tensor:
 
 
 def distance_table(encoding: PositionalEncoding, length: int, device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
-    """Bias of each head at distances 0 .. length - 1: [H, length] float32, or float64 where positions of that `dtype` are asked for."""
+    """Bias of each head at distances 0 .. length - 1: [H, length] float32, or float64 where positions of that `dtype` are asked for.
+
+    The kernels read the table in that dtype alone, whatever the encoding returns.
+    """
     heads = torch.arange(encoding.geometry.num_heads, device=device)[:, None]
     distance = torch.arange(length, device=device, dtype=dtype)[None]
-    bias = encoding.bias(heads, distance, torch.zeros_like(distance)).to(device)
-    return bias.expand(len(heads), length)
+    bias = encoding.bias(heads, distance, torch.zeros_like(distance))
+    return bias.to(device, torch.float64 if dtype == torch.float64 else torch.float32).expand(len(heads), length)
 
 
 def reach(layout: Layout) -> int:
