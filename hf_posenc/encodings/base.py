@@ -153,7 +153,8 @@ class PositionalEncoding(nn.Module):
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """Number added to the scaled score of head `h`, elementwise over broadcastable index tensors.
 
-        It may be asked about keys after the query (k_pos > q_pos): any finite answer will do, a mask follows.
+        It may be asked about keys after the query (k_pos > q_pos): any finite answer will do, a mask follows. In a float64 model the
+        positions come in float64, for the bias to be as precise: take `(q_pos - k_pos).long()` to look into a table.
         """
         return torch.zeros((), device=q_pos.device)
 

@@ -158,6 +158,10 @@ def test_what_training_can_wake_is_let_pass(patch_with):
     patch_with({}, bases=(Asleep,), relative=True)
 
 
+def test_a_bias_may_hide_keys_and_do_nothing_else(patch_with):
+    patch_with(bias_of(lambda h, q, k: torch.where(q - k > 5, -torch.inf, 0.0)), relative=True)
+
+
 def test_a_bias_that_begins_far_away_has_an_effect(patch_with):
     patch_with(bias_of(lambda h, q, k: -((q - k).abs() > 30).float()), relative=True)
 
