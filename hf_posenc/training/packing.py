@@ -125,7 +125,9 @@ def _influence(model: Any, positions: torch.Tensor, mask: torch.Tensor | None) -
     given = {"input_ids": ids, "position_ids": positions.expand(len(ids), -1)} | (
         {} if mask is None else {"attention_mask": mask.expand(*ids.shape)}
     )
-    logits = model(**{name: column.to(device) for name, column in given.items()}, use_cache=False).logits.float()
+    logits = model(**{name: column.to(device) for name, column in given.items()}, use_cache=False)[0].float()  # or last hidden states
+    if logits.shape[:-1] != ids.shape:
+        raise ValueError(f"{type(model).__name__} says nothing of each token, so its documents cannot be told apart: try its `base_model`")
     if not logits.isfinite().all():
         raise ValueError(
             f"{type(model).__name__} has logits that are not finite: its weights are damaged, or its dtype is too narrow for them"
@@ -150,7 +152,7 @@ def separate_documents(model: Any) -> RemovableHandle:
     handle = hook_documents(model.get_decoder())
     try:
         check_isolation(model)
-    except ValueError:
+    except BaseException:
         handle.remove()
         raise
     return handle

@@ -9,7 +9,7 @@ from datasets import Dataset
 from tiny import options_for, save_tiny, tiny_config, tiny_model
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import AutoTokenizer, Trainer, TrainingArguments, default_data_collator
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
@@ -312,6 +312,18 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused_and_left_as_it_was(
     with pytest.raises(ValueError, match="pack without boundaries"):
         separate_documents(model)
     assert list(model.get_decoder()._forward_pre_hooks) == hooks
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_a_model_without_a_head_is_tried_too_and_one_that_judges_whole_rows_is_not(family):
+    backbone = AutoModel.from_config(tiny_config(family))
+    with pytest.raises(ValueError, match="packed documents see each other"):
+        check_isolation(backbone)
+    separate_documents(backbone)
+    judge = AutoModelForSequenceClassification.from_config(tiny_config(family))
+    with pytest.raises(ValueError, match="says nothing of each token"):
+        separate_documents(judge)
+    assert not any(module._forward_pre_hooks for module in judge.modules())
 
 
 def drop_positions(decoder, args, kwargs):
