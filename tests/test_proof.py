@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from tiny import options_for, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, LlamaModel
+from transformers import AutoModelForCausalLM, GPT2Model, LlamaModel
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES, Architecture
@@ -224,3 +224,16 @@ def test_a_class_that_patches_itself():
     model = Own(tiny_config("llama"))
     assert [e.name for e in hf_posenc.inspect(model).encodings] == ["alibi"]
     assert not torch.equal(model(IDS)[0], hf_posenc.unpatch(model)(IDS)[0])
+
+
+@torch.no_grad()
+def test_a_class_that_patches_itself_over_a_faint_table():
+    """The table of its twin tells positions apart all the same, though it was out of the model when the class had built it."""
+
+    class Own(GPT2Model):
+        def __init__(self, config):
+            super().__init__(config)
+            hf_posenc.patch(self, "rope")
+
+    model = Own(tiny_config("gpt2", initializer_range=1e-10))
+    assert [e.name for e in hf_posenc.inspect(model).encodings] == ["rope"]

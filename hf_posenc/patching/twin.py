@@ -25,13 +25,13 @@ def twin_of(record: Patch) -> Patch:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
             model: Any = model_class(config)
+            backbone = record.architecture.backbone(model)
+            if itself := backbone.__dict__.get(RECORD):  # a class that patches itself when it is built
+                uninstall(itself)
             _sharpen(model)
     except Exception as error:
         raise ValueError(f"a small {model_class.__name__} to try the patch on cannot be built: {error}") from error
-    backbone = record.architecture.backbone(model.float().eval())
-    if itself := backbone.__dict__.get(RECORD):
-        uninstall(itself)
-    return Patch(model, record.architecture, backbone)
+    return Patch(model.float().eval(), record.architecture, backbone)
 
 
 def small(config: PretrainedConfig) -> PretrainedConfig:
