@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from tiny import NATIVE, WINDOW, options_for, tiny_model
+from tiny import NATIVE, WINDOW, options_for, tiny_config, tiny_model
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -548,6 +548,23 @@ def test_half_and_back_keeps_the_angles(name, ids):
         hf_posenc.unpatch(model.to(torch.bfloat16))
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
         assert model(ids).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("arch", ROTARY)
+@torch.no_grad()
+def test_weights_initialised_again_leave_the_encoding(arch, ids):
+    """transformers computes the frequencies of every rotary module anew when it initialises a model: not those that a patch put there."""
+    for layers in (None, 0):
+        model = hf_posenc.patch(tiny_model(arch), "nope", layers=layers)
+        weights, logits = copy.deepcopy(model.state_dict()), model(ids).logits
+        model.apply(model._init_weights).load_state_dict(weights)
+        assert torch.equal(model(ids).logits, logits)
+
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(tiny_config(arch)).eval()
+        hf_posenc.patch(empty, "nope", layers=layers).to_empty(device="cpu").init_weights()
+        empty.load_state_dict(weights)
+        assert torch.equal(empty(ids).logits, logits)
 
 
 @torch.no_grad()

@@ -181,7 +181,9 @@ class RotarySlot(nn.Module):
             frequencies, factor = held or (torch.zeros(len(old)), 1.0)
             device = "cpu" if old.is_meta else old.device
             for name in ("inv_freq", "original_inv_freq"):
-                self.rotary.register_buffer(prefix + name, frequencies.to(device, torch.float32, copy=True), persistent=False)
+                buffer: Any = frequencies.to(device, torch.float32, copy=True)
+                buffer._is_hf_initialized = True  # else `_init_weights` of the model would write its own frequencies here
+                self.rotary.register_buffer(prefix + name, buffer, persistent=False)
             setattr(self.rotary, f"{prefix}attention_scaling", factor)
             if group:
                 self.rotary.rope_type = self.rotary.rope_type | {group: "default"}
