@@ -237,3 +237,18 @@ def test_a_class_that_patches_itself_over_a_faint_table():
 
     model = Own(tiny_config("gpt2", initializer_range=1e-10))
     assert [e.name for e in hf_posenc.inspect(model).encodings] == ["rope"]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_model_that_is_being_built_without_numbers_is_refused(arch, tmp_path):
+    """`from_pretrained` builds on the meta device, and fills what the checkpoint does not have with anything."""
+    tiny_model(arch).save_pretrained(tmp_path)
+    kind = type(tiny_model(arch))
+
+    class Own(kind):
+        def __init__(self, config):
+            super().__init__(config)
+            hf_posenc.patch(self, "alibi")
+
+    with pytest.raises(ValueError, match="patch once the model is there"):
+        Own.from_pretrained(tmp_path)

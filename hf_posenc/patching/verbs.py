@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -45,6 +46,10 @@ def patch(model: Model, name: str, *, layers: Layers = None, verify: bool = True
         ValueError: an unknown name, option or layer; a model that is not supported; a patch that would have no effect; an
             attention backend that cannot carry the encoding; a model on which the patch is shown not to work.
     """
+    if torch.get_default_device().type == "meta":
+        raise ValueError(
+            'an encoding has no numbers within torch.device("meta"), where from_pretrained builds models: patch once the model is there'
+        )
     record = patch_of(model)
     if record.placements:
         _check_model(record)
