@@ -8,7 +8,7 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    """Give a test that is marked `pairs` its families and encodings."""
+    """Give a test that is marked `pairs` its families and encodings, and one that is marked `one_of_each` its encodings."""
     if marker := metafunc.definition.get_closest_marker("pairs"):
         names, families = list(design.ENCODINGS), list(design.ARCHITECTURES)
         if metafunc.config.getoption("all_pairs"):
@@ -18,6 +18,12 @@ def pytest_generate_tests(metafunc):
         else:
             pairs = design.once(names, families, salt=metafunc.function.__name__)
         metafunc.parametrize(("arch", "name"), pairs, ids=["-".join(pair) for pair in pairs])
+
+    if metafunc.definition.get_closest_marker("one_of_each"):
+        names = list(design.ENCODINGS)
+        if not metafunc.config.getoption("all_pairs"):
+            names = design.one_of_each(names, design.encoding_kind)
+        metafunc.parametrize("name", names)
 
 
 def pytest_runtest_setup(item):

@@ -1,8 +1,9 @@
 """Which encodings meet which families in the conformance suite: a covering design, computed from what both declare.
 
 `kinds` gives every encoding one family of each structural kind, and every family one encoding of each kind of stage and cache; `once`
-gives each encoding one family and each family one encoding, others in each test. Which of several is chosen depends on names alone (the
-highest hash wins), so that a new encoding or a new family leaves the other pairs as they are.
+gives each encoding one family and each family one encoding, others in each test; `one_of_each`, for what takes seconds, an encoding of
+each kind. Which of several is chosen depends on names alone (the highest hash wins), so that a new encoding or a new family leaves the
+other pairs as they are.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ def once(names: Iterable[str], families: Iterable[str], salt: str) -> list[Pair]
     names, families = list(names), list(families)
     pairs = {(_chosen(families, salt + name), name) for name in names} | {(arch, _chosen(names, salt + arch)) for arch in families}
     return sorted(pairs)
+
+
+def one_of_each(names: Iterable[str], name_kind: Kind) -> list[str]:
+    """An encoding of each kind."""
+    return sorted(_chosen(group, "") for group in _groups(list(names), name_kind))
 
 
 def everything() -> list[Pair]:
