@@ -44,7 +44,8 @@ class DocumentMasks:
         starts = restarts(positions, mask)
         if not torch.compiler.is_compiling() and not starts.any():
             return args, kwargs
-        if mask is None and not given.get("use_cache", decoder.config.use_cache):
+        use_cache = given.get("use_cache")  # None, as the models with a head hand it on, leaves it to the configuration
+        if mask is None and not (decoder.config.use_cache if use_cache is None else use_cache):
             starts = positions.diff(prepend=positions[:, :1] - 1) != 1
         return (), given | {"attention_mask": document_masks(decoder, starts.cumsum(-1), mask)}
 

@@ -230,6 +230,27 @@ def test_positions_that_do_not_restart_are_one_document(name):
     handle.remove()
 
 
+@pytest.mark.parametrize("name", [None, "alibi", "yarn"])
+@torch.no_grad()
+def test_a_jump_ahead_ends_a_document_where_transformers_has_it_so(name):
+    """Without a mask and without a cache; a restart elsewhere in the row changes nothing about it."""
+    model, ids = trainable("llama", name).eval(), torch.randint(3, 60, (1, 10))
+    separate_documents(model)
+    positions = torch.tensor([[0, 1, 2, 6, 7, 8, 0, 1, 2, 3]])
+    change = ids.index_fill(1, torch.tensor([0]), 60)
+    mask = {"attention_mask": torch.ones_like(ids)}
+    for given, ends in (
+        ({"use_cache": False}, True),
+        ({}, False),
+        ({"use_cache": True}, False),
+        (mask, False),
+        ({**mask, "use_cache": False}, False),
+    ):
+        one, other = (model(x, position_ids=positions, **given).logits for x in (ids, change))
+        assert torch.equal(one[:, 3:6], other[:, 3:6]) == ends, given
+        assert torch.equal(one[:, 6:], other[:, 6:]), given
+
+
 @pytest.mark.parametrize("name", ["alibi", "yarn"])
 def test_positions_without_values_are_not_looked_at(name):
     model = trainable("llama", name).to("meta")
