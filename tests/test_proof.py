@@ -5,7 +5,10 @@ import copy
 import pytest
 import torch
 from tiny import options_for, tiny_config, tiny_model
+from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Model, LlamaModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES, Architecture
@@ -104,6 +107,54 @@ def test_one_model_that_another_tool_has_changed():
     model.model.rotary_emb.__class__ = Stubborn
     refused(model, "depends on positions|does not turn")
     hf_posenc.patch(tiny_model("llama"), "alibi")
+
+
+class LooksAhead(LlamaAttention):
+    """Does without the mask that it is given."""
+
+    def forward(self, *args, attention_mask=None, **kwargs):
+        return super().forward(*args, attention_mask=None, **kwargs)
+
+
+class LooksAheadToo(GPT2Attention):
+    def forward(self, *args, attention_mask=None, **kwargs):
+        return super().forward(*args, attention_mask=None, **kwargs)
+
+
+class Deaf(nn.Embedding):
+    """A position table that nothing comes of."""
+
+    def forward(self, positions):
+        return super().forward(positions) * 0
+
+
+def family_with(base, change):
+    """A class like `base`, whose instances `change` has been made to: its twin is made in the same way."""
+
+    class Unlike(base):
+        def __init__(self, config):
+            super().__init__(config)
+            change(self)
+
+    return Unlike(tiny_config(base.config_class.model_type)).eval()
+
+
+UNLIKE_INSIDE = {
+    "another mask": (LlamaModel, lambda m: setattr(m.layers[1].self_attn, "__class__", LooksAhead), "native rotation .* other numbers"),
+    "another mask beside a table": (GPT2Model, lambda m: setattr(m.h[0].attn, "__class__", LooksAheadToo), "bias of zero .* other numbers"),
+    "a table for nothing": (GPT2Model, lambda m: setattr(m.wpe, "__class__", Deaf), "layer 0 does not react to the position table"),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE_INSIDE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_family_that_differs_in_what_it_computes(case, dtype):
+    """In half precision, only the twin is tried."""
+    base, change, match = UNLIKE_INSIDE[case]
+    model = family_with(base, change).to(dtype)
+    with pytest.raises(ValueError, match=match):
+        hf_posenc.patch(model, "alibi")
+    assert not hf_posenc.inspect(model).encodings
 
 
 @torch.no_grad()
