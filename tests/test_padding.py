@@ -56,6 +56,21 @@ def test_every_padding_with_every_cache(arch, name):
             assert_close(torch.cat(parts, 1)[seen], whole[seen], **EXACT, msg=lambda m, at=f"{kind} cache, pieces {ends}": f"{at}: {m}")
 
 
+@every_encoding
+@torch.no_grad()
+def test_positions_that_jump_are_exact_in_one_pass_with_every_cache(name):
+    model = patched("llama", name).double()
+    ids = torch.randint(3, 60, (2, LENGTH), generator=torch.Generator().manual_seed(2))
+    positions = torch.arange(LENGTH)[None] + torch.tensor([[7], [0]]) * (torch.arange(LENGTH) > 5)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    inputs = {"attention_mask": mask, "position_ids": positions}
+    wanted = model(ids, **inputs, use_cache=False).logits[mask.bool()]
+    for kind, cache in caches(model.config).items():
+        found = model(ids, **inputs, past_key_values=cache, use_cache=True).logits[mask.bool()]
+        assert_close(found, wanted, **EXACT, msg=lambda m, kind=kind: f"{kind} cache: {m}")
+
+
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 @every_encoding
 @torch.no_grad()
