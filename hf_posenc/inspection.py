@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .architectures.base import ZeroTable
+from .architectures.base import RotarySlot, ZeroTable
 from .encodings.base import STAGES
 from .patching import Patch, Placement, patch_of
 
@@ -36,6 +36,7 @@ class Report:
         without: layers that see no positional encoding, neither a patched nor the native one.
         context_length: tokens the configuration now promises.
         stock_checkpoint: what `save_pretrained` writes loads without hf_posenc.
+        whole: the native slot holds what the patch put there; False where something else has written to it since.
         fingerprint: hash of the live frequencies, slopes and tables, not of any configuration.
     """
 
@@ -47,6 +48,7 @@ class Report:
     attention: str
     context_length: int
     stock_checkpoint: bool
+    whole: bool
     fingerprint: str
 
     def __str__(self) -> str:
@@ -60,6 +62,8 @@ class Report:
         if self.without:
             lines.append(f"no positional encoding in {_layers(self.without, self.num_layers)}")
         lines.append(f"a saved checkpoint {'is a stock one' if self.stock_checkpoint else 'loads after `import hf_posenc`'}")
+        if not self.whole:
+            lines.append("CHANGED since it was patched: the native slot holds other frequencies; patch again to put them back")
         lines.append(f"fingerprint: {self.fingerprint}")
         return "\n".join(lines)
 
@@ -83,6 +87,7 @@ def inspect(model: nn.Module) -> Report:
         attention=record.live_backend,
         context_length=config.max_position_embeddings,
         stock_checkpoint=record.stock or not record.placements,
+        whole=all(slot.is_whole() for slot in _slots(record)),
         fingerprint=_fingerprint(record),
     )
 
@@ -131,6 +136,12 @@ def _without(record: Patch) -> tuple[int, ...]:
 def _held(record: Patch, p: Placement) -> nn.Module:
     """The module that works for a placement now: training may have changed it, and PEFT may have wrapped it."""
     return record.slot if p.in_table else getattr(record.backbone, p.attribute)
+
+
+def _slots(record: Patch) -> list[RotarySlot]:
+    """What the patch has put into the rotary slots: that of the backbone, and those of layers with one of their own."""
+    own = (attention._modules.get("posenc_rotary") for attention in record.attentions)
+    return [slot for slot in (record.slot, *own) if isinstance(slot, RotarySlot)]
 
 
 def _fingerprint(record: Patch) -> str:

@@ -739,6 +739,17 @@ def test_inspect_names_the_layers_that_see_no_position():
     assert without("smollm3", ("alibi", "all")) == ()
 
 
+@pytest.mark.parametrize("arch", ROTARY)
+def test_inspect_notices_a_slot_that_something_else_has_written_to(arch):
+    for layers in ("all", 0):
+        model = hf_posenc.patch(tiny_model(arch), "rope", theta=77.0, layers=layers)
+        assert hf_posenc.inspect(model).whole and "CHANGED" not in str(hf_posenc.inspect(model.double().float()))
+        slot = next(module for module in model.modules() if type(module).__name__ == "RotarySlot")
+        getattr(slot.rotary, "_".join(filter(None, (next(iter(slot.contents)), "inv_freq"))))[0] = 0.5
+        assert not hf_posenc.inspect(model).whole and "CHANGED" in str(hf_posenc.inspect(model))
+        assert hf_posenc.inspect(hf_posenc.patch(model, "rope", theta=77.0, layers=layers)).whole
+
+
 def test_inspect_says_where_things_are():
     def live(arch, name, **arguments):
         report = hf_posenc.inspect(hf_posenc.patch(tiny_model(arch), name, **arguments))

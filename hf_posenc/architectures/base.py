@@ -174,11 +174,9 @@ class RotarySlot(nn.Module):
 
     def refresh_slot(self) -> None:
         """Write the frequencies again, in float32, on the device of the module."""
-        for group, encoding in self.contents.items():
+        for group in self.contents:
             prefix = f"{group}_" if group else ""
-            old = getattr(self.rotary, f"{prefix}inv_freq")
-            held = encoding.frequencies() if encoding is not None else None
-            frequencies, factor = held or (torch.zeros(len(old)), 1.0)
+            old, (frequencies, factor) = getattr(self.rotary, f"{prefix}inv_freq"), self._put_in(group)
             device = "cpu" if old.is_meta else old.device
             for name in ("inv_freq", "original_inv_freq"):
                 buffer: Any = frequencies.to(device, torch.float32, copy=True)
@@ -189,6 +187,17 @@ class RotarySlot(nn.Module):
                 self.rotary.rope_type = self.rotary.rope_type | {group: "default"}
             else:
                 self.rotary.rope_type = "default"
+
+    def is_whole(self) -> bool:
+        """Whether the module still holds what was put into it."""
+        states = [(rotary_state(self.rotary, group), self._put_in(group)) for group in self.contents]
+        return all(torch.equal(live[0], put[0].to(live[0])) and live[1] == put[1] for live, put in states)
+
+    def _put_in(self, group: Group) -> tuple[Tensor, float]:
+        """The frequencies of a group, and the factor on cos and sin."""
+        encoding = self.contents[group]
+        held = encoding.frequencies() if encoding is not None else None
+        return held or (torch.zeros(len(getattr(self.rotary, f"{group}_inv_freq" if group else "inv_freq"))), 1.0)
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
