@@ -15,6 +15,7 @@ def pytest_generate_tests(metafunc):
             pairs = design.everything()
         elif marker.args == ("kinds",):
             pairs = design.kinds(names, families, design.encoding_kind, design.family_kind)
+            pairs = design.share(pairs, **marker.kwargs) if marker.kwargs else pairs
         else:
             pairs = design.once(names, families, salt=metafunc.function.__name__)
         metafunc.parametrize(("arch", "name"), pairs, ids=["-".join(pair) for pair in pairs])

@@ -1,6 +1,7 @@
 """Which encodings meet which families in the conformance suite: a covering design, computed from what both declare.
 
-`kinds` gives every encoding one family of each structural kind, and every family one encoding of each kind of stage and cache; `once`
+`kinds` gives every encoding one family of each structural kind, and every family one encoding of each kind of stage and cache, to one
+test alone or to several that `share` them; `once`
 gives each encoding one family and each family one encoding, others in each test; `one_of_each`, for what takes seconds, an encoding of
 each kind. Which of several is chosen depends on names alone (the highest hash wins), so that a new encoding or a new family leaves the
 other pairs as they are.
@@ -63,6 +64,11 @@ def once(names: Iterable[str], families: Iterable[str], salt: str) -> list[Pair]
     names, families = list(names), list(families)
     pairs = {(_chosen(families, salt + name), name) for name in names} | {(arch, _chosen(names, salt + arch)) for arch in families}
     return sorted(pairs)
+
+
+def share(pairs: Iterable[Pair], part: int, of: int) -> list[Pair]:
+    """The pairs of one of `of` tests that share them; all of them together have all."""
+    return [pair for pair in pairs if int(hashlib.sha256("-".join(pair).encode()).hexdigest(), 16) % of == part]
 
 
 def one_of_each(names: Iterable[str], name_kind: Kind) -> list[str]:

@@ -12,6 +12,7 @@ from hf_posenc.encodings import ENCODINGS
 WHOLE = [n for n in hf_posenc.list_encodings() if not ENCODINGS[n].data_dependent]
 """The others break the graph: what they compute with depends on the numbers in the position tensors."""
 one_of_each = pytest.mark.one_of_each
+pytestmark = pytest.mark.slow
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
 

@@ -16,7 +16,9 @@ from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.patching import Request, apply, patch_of
 
 every_kind, once_each = pytest.mark.pairs("kinds"), pytest.mark.pairs("once")
-"""Which pairs of family and encoding a test is run with, see `design`; `--all-pairs` runs all with all."""
+first, second, third = (pytest.mark.pairs("kinds", part=part, of=3) for part in range(3))
+"""Which pairs of family and encoding a test is run with, see `design`: each pair of kinds decodes as it evaluates, and goes through one
+of the three tests that share them. `--all-pairs` runs all with all."""
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
 
@@ -63,7 +65,7 @@ def test_packed_documents_are_independent(arch, name, batch):
         assert_close(*packed_and_alone(patched_model(arch, name)), **CLOSE)
 
 
-@every_kind
+@first
 @torch.no_grad()
 def test_unpatch_is_exact(arch, name, batch):
     short = {k: v[:, 5:] for k, v in batch.items()}
@@ -114,7 +116,7 @@ def test_backends_agree(arch, name, batch):
         assert_close(value, logits["eager"], msg=lambda m, b=backend: f"{b}: {m}", **CLOSE)
 
 
-@every_kind
+@second
 @torch.no_grad()
 def test_scores_are_what_the_model_computes(arch, name, batch):
     model = tiny_model(arch)
@@ -164,7 +166,7 @@ def reference_attention(encoding, q, k, v, pos, kwargs, record, layer):
     return (weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2)
 
 
-@every_kind
+@third
 @torch.no_grad()
 def test_native_slot_equals_attention_function(arch, name, batch):
     native, other = patched_model(arch, name), tiny_model(arch)

@@ -1,7 +1,7 @@
 """The covering design covers, by counting; it is stable, and it grows with the sum of encodings and families, not with their product."""
 
 import pytest
-from design import encoding_kind, everything, family_kind, kinds, once
+from design import encoding_kind, everything, family_kind, kinds, once, one_of_each, share
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
@@ -32,6 +32,18 @@ def test_once_is_at_least_once(salt):
     assert {name for _, name in pairs} == set(NAMES) and {arch for arch, _ in pairs} == set(FAMILIES)
     assert len(pairs) <= len(NAMES) + len(FAMILIES)
     assert pairs != once(NAMES, FAMILIES, salt + "c")
+
+
+def test_those_who_share_have_all_together_and_nothing_twice():
+    pairs = kinds(NAMES, FAMILIES, encoding_kind, family_kind)
+    parts = [share(pairs, part, of=3) for part in range(3)]
+    assert sorted(pair for part in parts for pair in part) == pairs
+    assert min(map(len, parts)) > len(pairs) / 4
+
+
+def test_one_of_each_kind():
+    chosen = one_of_each(NAMES, encoding_kind)
+    assert len(chosen) == len({encoding_kind(name) for name in chosen}) == len({encoding_kind(name) for name in NAMES})
 
 
 def synthetic(encodings, families):
