@@ -178,6 +178,11 @@ def test_a_file_says_what_the_same_flags_say(tmp_path):
     assert found.lengths == [8, 16] and found.key_tokens is False and found.stride is None and found.factor == 2.0
 
 
+def test_never_is_a_large_number_of_steps(tmp_path):
+    found = finetuning.parse(["--save_steps", "100000000", "--logging_steps", "0.1", "--output_dir", str(tmp_path)])
+    assert (found.training.save_steps, found.training.logging_steps) == (100_000_000, 0.1)
+
+
 def test_dictionaries_of_training_arguments_come_from_a_file(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("lr_scheduler_kwargs: {min_lr: 1.0e-6}\nmax_steps: 4\n")

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 import hf_posenc
 
 from ..command import parse_option
-from ..encodings.options import count, number, positive
+from ..encodings.options import FARTHEST, count, number, positive
 from ..evaluation.models import DTYPES
 from ..flags import Foreign, at_least
 from ..flags import parse as parse_flags
@@ -46,7 +46,7 @@ TRAINING = Foreign(
     ),
     checks={
         "max_steps": number_of_steps,
-        **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), positive),
+        **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), partial(positive, at_most=FARTHEST)),
         **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), partial(number, at_least=0)),
         **dict.fromkeys(
             ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit"), at_least(1)
