@@ -138,7 +138,7 @@ class FlagParser(HfArgumentParser):
         for owner in (owner for kind in own for owner in reversed(kind.__mro__) if is_dataclass(owner)):
             names = [each.name for each in fields(owner) if each.name not in seen]
             seen.update(names)
-            title = "of this recipe" if owner.__doc__ == self.description else str(owner.__doc__).split("\n")[0].rstrip(".")
+            title = "Of this recipe" if owner.__doc__ == self.description else str(owner.__doc__).split("\n")[0].rstrip(".")
             yield title, names
         for kind, flags in self.foreign.items():
             yield flags.title, [*flags.shown]

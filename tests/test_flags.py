@@ -167,11 +167,11 @@ def test_a_file_says_what_the_same_flags_say(tmp_path):
         "stride": None,
         "key_tokens": True,
     }
-    settings |= {"text": ["-a b.txt"], "dataset": "-c", "layers": "0,2", "factor": 2, "streaming": False}
+    settings |= {"text": ["-a b.txt"], "text_column": "-c", "layers": "0,2", "factor": 2, "streaming": False}
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "a.json").write_text(json.dumps(settings))
     words = ["--lengths", "64", "--encoding", "stock", "yarn:factor=2.5,layers=3::4", "--option", "window=8", "--key_tokens"]
-    words += ["--text=-a b.txt", "--dataset=-c", "--layers", "0,2", "--factor", "2", "--no_streaming"]
+    words += ["--text=-a b.txt", "--text_column=-c", "--layers", "0,2", "--factor", "2", "--no_streaming"]
     read = PARSERS["perplexity"]
     assert read([str(tmp_path / "a.yaml")]) == read([str(tmp_path / "a.json")]) == read(words)
     (found,) = read([str(tmp_path / "a.yaml"), "--lengths", "8", "16", "--key-tokens", "false"])
@@ -215,7 +215,13 @@ def test_finetune_shows_few_flags_of_others_last_and_all_on_demand(capsys, monke
     own = [name for name in few if name not in theirs]
     assert few[: len(own)] == own and 12 <= len(few) - len(own) <= 24 and theirs <= set(all_) and few == all_[: len(few)]
     titles = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
-    assert [title.split()[-1].strip(".") for title in titles[:4]] == ["model", "encoding", "text", "scheme"] and "valuation" in titles[4]
+    assert [title.split()[-1].strip(".") for title in titles[:5]] == [
+        "model",
+        "encoding",
+        "text",
+        "text",
+        "scheme",
+    ] and "valuation" in titles[5]
     assert f"{len(theirs) - len(few) + len(own)} more flags, of TrainingArguments: --help-all" in shown and "more flags" not in everything
 
 

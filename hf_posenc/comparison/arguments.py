@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from ..encodings.options import number, positive
+from ..evaluation.corpus import TextArguments
 from ..flags import at_least
 from ..variants import SAID_BY_THE_PLAN, STOCK, EncodingArguments, name_of
 
@@ -18,11 +19,11 @@ APART = (*SAID_BY_THE_PLAN, "seeds", "save_seconds", "output_dir", "overwrite", 
 """Flags that do not change what a single run finds."""
 
 SCRATCH_FLAGS = ("model_type", "hidden_size", "num_layers", "num_heads")
-DATASET_FLAGS = ("dataset", "dataset_config", "split", "text_column")
+DATASET_FLAGS = tuple(each.name for each in fields(TextArguments) if each.name != "text")
 
 
 @dataclass
-class CompareArguments(EncodingArguments):
+class CompareArguments(TextArguments, EncodingArguments):
     """Train short, test long: one start, the same data, several positional encodings, several seeds."""
 
     encoding: list[str] = field(
@@ -40,11 +41,6 @@ class CompareArguments(EncodingArguments):
     hidden_size: Annotated[int, at_least(1)] = field(default=128, metadata={"help": "its width"})
     num_layers: Annotated[int, at_least(1)] = field(default=2, metadata={"help": "its layers"})
     num_heads: Annotated[int, at_least(1)] = field(default=4, metadata={"help": "its attention heads"})
-    text: list[str] = field(default_factory=list, metadata={"help": "text files, one document each; default the embedded corpus"})
-    dataset: str | None = field(default=None, metadata={"help": "`datasets` hub id or local .json, .jsonl, .csv, .parquet file"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
-    split: str = field(default="train", metadata={"help": "split of the dataset"})
-    text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
     train_length: Annotated[int, at_least(2)] = field(
         default=128, metadata={"help": "context length in training, in tokens (bytes for a model from scratch)"}
     )
@@ -74,14 +70,13 @@ class CompareArguments(EncodingArguments):
     dry_run: bool = field(default=False, metadata={"help": "only list the runs, with those that are done"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
         if self.eval_tokens < max(self.lengths):
             raise ValueError(f"eval_tokens={self.eval_tokens} is less than the longest test of {max(self.lengths)} tokens")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different, got {self.seeds}")
-        if self.text and self.dataset:
-            raise ValueError("--text and --dataset exclude each other")
         self._fill_in()
 
     def _fill_in(self) -> None:

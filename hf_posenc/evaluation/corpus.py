@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,21 @@ import torch
 from .local_paths import existing
 
 BosRule = Literal["auto", "always", "never"]
+
+
+@dataclass
+class TextArguments:
+    """The text."""
+
+    text: list[str] = field(default_factory=list, metadata={"help": "text files, one document each; default English that every Python has"})
+    dataset: str | None = field(default=None, metadata={"help": "`datasets` hub id or local .json, .jsonl, .csv, .parquet file"})
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
+    split: str = field(default="train", metadata={"help": "split of the dataset"})
+    text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
+
+    def __post_init__(self) -> None:
+        if self.text and self.dataset:
+            raise ValueError("--text and --dataset exclude each other")
 
 
 class CorpusError(ValueError):

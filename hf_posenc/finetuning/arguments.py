@@ -15,6 +15,7 @@ import hf_posenc
 
 from ..command import parse_option
 from ..encodings.options import FARTHEST, count, number, positive
+from ..evaluation.corpus import TextArguments
 from ..evaluation.models import DTYPES
 from ..flags import Foreign, at_least
 from ..flags import parse as parse_flags
@@ -83,14 +84,9 @@ class EncodingArguments:
 
 
 @dataclass
-class DataArguments:
-    """The text."""
+class DataArguments(TextArguments):
+    """Blocks of the text."""
 
-    text: list[str] = field(default_factory=list, metadata={"help": "text files, one document each; default the embedded corpus"})
-    dataset: str | None = field(default=None, metadata={"help": "`datasets` hub id or local .json, .jsonl, .csv, .parquet file"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
-    split: str = field(default="train", metadata={"help": "split of the dataset"})
-    text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
     block_size: Annotated[int, at_least(2)] = field(default=1024, metadata={"help": "tokens in a training sequence"})
     boundaries: str | None = field(
         default=None,

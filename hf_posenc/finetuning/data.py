@@ -38,8 +38,6 @@ def load_texts(data: DataArguments) -> Any:
     """The documents, in a column "text"."""
     from datasets import Dataset, load_dataset
 
-    if data.text and data.dataset:
-        raise ValueError("--text and --dataset exclude each other")
     if data.text:
         read_texts(data.text)  # for its error messages; the rows below are cached on disk, and so is what is made from them
         return load_dataset("text", data_files=data.text, sample_by="document", split="train")

@@ -12,7 +12,7 @@ from ...command import exit_status
 from ...files import write_atomically
 from ...flags import at_least, parse
 from ...variants import EncodingArguments
-from ..corpus import Document, Text, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
+from ..corpus import Document, Text, TextArguments, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
 from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer
 from ..processes import Processes
 from ..report import own_bar_only
@@ -32,7 +32,7 @@ def is_protocol(flag: str, value: str) -> None:
 
 
 @dataclass
-class PerplexityArguments(EncodingArguments, ModelArguments):
+class PerplexityArguments(TextArguments, EncodingArguments, ModelArguments):
     """Perplexity against context length for several positional encodings of one model."""
 
     lengths: Annotated[list[int], at_least(2)] = field(
@@ -47,11 +47,7 @@ class PerplexityArguments(EncodingArguments, ModelArguments):
     target: Annotated[int | None, at_least(1)] = field(
         default=None, metadata={"help": "tokens scored by `fixed_target` and `offset` (256)"}
     )
-    text: list[str] = field(default_factory=list, metadata={"help": "text files, one document each"})
-    dataset: str | None = field(default=None, metadata={"help": "`datasets` hub id or local .json, .jsonl, .csv, .parquet file"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
     split: str = field(default="test", metadata={"help": "split of the dataset"})
-    text_column: str = field(default="text", metadata={"help": "column of the dataset that holds the text"})
     streaming: bool = field(default=True, metadata={"help": "read the dataset as a stream, no more of it than is used"})
     documents: Annotated[int | None, at_least(1)] = field(
         default=None,
@@ -180,8 +176,6 @@ class Corpus:
 
 def open_corpus(arguments: PerplexityArguments, tokenizer: Any, length: int) -> Corpus:
     """Files, a dataset, or the built-in text cut into documents of `length` tokens."""
-    if arguments.text and arguments.dataset:
-        raise ValueError("--text and --dataset exclude each other")
     if arguments.dataset:
         where = (arguments.dataset, arguments.dataset_config, arguments.split, arguments.text_column)
         return Corpus(lambda: dataset_texts(*where, streaming=arguments.streaming), [*where, file_identity(arguments.dataset)], None)
