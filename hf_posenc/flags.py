@@ -51,16 +51,16 @@ class FlagParser(HfArgumentParser):
 
     Args:
         kinds: dataclasses whose fields are the flags.
-        recipe: its name; its presets are `configs/RECIPE/*.yaml`.
+        prog: what a user types to start it.
         foreign: those of `kinds` that are not ours.
         description: what it does; default the docstring of the first of `kinds`.
     """
 
-    def __init__(self, kinds: Sequence[type], recipe: str, foreign: Mapping[type, Foreign], description: str | None):
+    def __init__(self, kinds: Sequence[type], prog: str, foreign: Mapping[type, Foreign], description: str | None):
         usage = f"%(prog)s [SETTINGS{SUFFIXES[0]} | --preset NAME] [--flag value ...]"
         about = description or kinds[0].__doc__
-        super().__init__(cast(Any, kinds), prog=f"hf-posenc {recipe}", usage=usage, description=about, allow_abbrev=False)
-        self.recipe, self.foreign, self.everything = recipe, foreign, False
+        super().__init__(cast(Any, kinds), prog=prog, usage=usage, description=about, allow_abbrev=False)
+        self.foreign, self.everything = foreign, False
         for action in self._actions:
             if action.type is float:
                 action.type = checked(action.type, action.option_strings[0], number)
@@ -154,7 +154,7 @@ def shown(action: argparse.Action) -> argparse.Action:
     """The same flag as the help shows it: in one spelling, and with a default where there is one."""
     action = copy.copy(action)
     action.option_strings = action.option_strings[:1]
-    if action.default in (None, False, []):
+    if action.default is None or action.default is False or action.default == []:
         action.default = argparse.SUPPRESS
     return action
 
@@ -184,7 +184,7 @@ def checked(convert: Callable[[str], Any], flag: str, check: Check) -> Callable[
 
 def parse(
     kinds: Sequence[type],
-    recipe: str,
+    prog: str,
     argv: list[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
     foreign: Mapping[type, Foreign] | None = None,
@@ -194,7 +194,7 @@ def parse(
 
     Args:
         kinds: dataclasses whose fields are the flags; the docstring of each is the title of its group in the help.
-        recipe: its name; its presets are `configs/RECIPE/*.yaml`.
+        prog: what a user types to start the recipe, as "hf-posenc compare"; its presets are `configs/compare/*.yaml`.
         argv: words of the command line; those of the process by default.
         defaults: where this recipe's default is not the field's own.
         foreign: those of `kinds` that are not ours.
@@ -204,10 +204,10 @@ def parse(
         ValueError: a flag that there is not, a value that its flag cannot have, a file that is no mapping, no such preset.
     """
     words = sys.argv[1:] if argv is None else argv
-    parser = FlagParser(kinds, recipe, foreign or {}, description)
+    parser = FlagParser(kinds, prog, foreign or {}, description)
     parser.set_defaults(**(defaults or {}))
     if words[:1] == ["--preset"]:
-        words = [str(preset(recipe, *words[1:2])), *words[2:]]
+        words = [str(preset(Path(prog.split()[-1]).stem, *words[1:2])), *words[2:]]
     if words and words[0].endswith(SUFFIXES):
         words = [*parser.words(words[0]), *words[1:]]
     return parser.read(words)

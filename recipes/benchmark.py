@@ -337,4 +337,4 @@ def run(given: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: run(*parse([Arguments], "benchmark", None))))
+    sys.exit(exit_status(lambda: run(*parse([Arguments], "recipes/benchmark.py", None))))

@@ -133,4 +133,4 @@ def run(given: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: run(*parse([Arguments], "benchmark_perplexity", None))))
+    sys.exit(exit_status(lambda: run(*parse([Arguments], "recipes/benchmark_perplexity.py", None))))

@@ -19,15 +19,15 @@ from hf_posenc.flags import Foreign, parse
 from hf_posenc.variants import EncodingArguments, name_of, patch_options
 
 DEFAULTS = {
-    **{"encoding": ["yarn"], "output_dir": "runs/trl-sft"},
+    "output_dir": "runs/trl-sft",
     "max_steps": 20,
     "per_device_train_batch_size": 4,
     "learning_rate": 1e-4,
     "logging_steps": 5,
     "save_strategy": "no",
-    **{"report_to": "none", "bf16": False},
+    "report_to": "none",
+    "bf16": False,
 }
-TRAINING = Foreign("Training (of TRL's SFTConfig)", shown=tuple(DEFAULTS)[1:])
 
 
 def sums(count: int = 500) -> Dataset:
@@ -38,8 +38,9 @@ def sums(count: int = 500) -> Dataset:
 
 def run(argv: list[str] | None = None) -> None:
     """Patch, train, save, load again; ValueError where the encoding is not what it was."""
-    kinds = [ModelArguments, EncodingArguments, SFTConfig]
-    asked, encodings, settings = parse(kinds, "trl_sft", argv, DEFAULTS, {SFTConfig: TRAINING})
+    kinds, of_trl = [ModelArguments, EncodingArguments, SFTConfig], Foreign("Training (of TRL's SFTConfig)", shown=tuple(DEFAULTS))
+    defaults = {"encoding": ["yarn"], **DEFAULTS}
+    asked, encodings, settings = parse(kinds, "recipes/trl_sft.py", argv, defaults, {SFTConfig: of_trl}, __doc__)
     ((encoding, options),) = encodings.plan().items()
     model = AutoModelForCausalLM.from_pretrained(asked.path, dtype="float32")
     hf_posenc.patch(model, name_of(encoding), **patch_options(options))

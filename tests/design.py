@@ -1,10 +1,9 @@
 """Which encodings meet which families in the conformance suite: a covering design, computed from what both declare.
 
 `kinds` gives every encoding one family of each structural kind, and every family one encoding of each kind of stage and cache, to one
-test alone or to several that `share` them; `once`
-gives each encoding one family and each family one encoding, others in each test; `one_of_each`, for what takes seconds, an encoding of
-each kind. Which of several is chosen depends on names alone (the highest hash wins), so that a new encoding or a new family leaves the
-other pairs as they are.
+test alone or to several that `share` them; `once` gives each encoding one family and each family one encoding, others in each test;
+`one_of_each`, for what takes seconds, gives an encoding of each kind. Which of several is chosen depends on names alone (the highest hash
+wins), so that a new encoding or a new family leaves the other pairs as they are.
 """
 
 from __future__ import annotations

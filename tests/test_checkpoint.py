@@ -598,7 +598,7 @@ def test_a_stock_checkpoint_computes_what_the_patched_model_did(arch, name, tmp_
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_what_can_be_a_stock_checkpoint_is_one(arch):
     """But for GPT-2: the stock model counts padding, a patched one does not."""
-    assert any(any(claimed(arch, name)) for name in ("rope", "learned")) == (arch != "gpt2")
+    assert any(any(claimed(arch, name)) for name in ("rope", "learned", *hf_posenc.list_encodings())) == (arch != "gpt2")
 
 
 # -- PEFT -------------------------------------------------------------------------------------------------------------

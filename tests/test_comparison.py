@@ -228,5 +228,5 @@ def test_the_command_on_the_page_asks_for_the_same_study(study):
     text = (study[0] / "report.html").read_text()
     words = shlex.split(html.unescape(re.search(r"<pre>(.*)</pre>", text, re.DOTALL)[1]))
     assert words[:2] == ["hf-posenc", "compare"]
-    asked, again = (parse([comparison.CompareArguments], "compare", argv)[0] for argv in (study[1], words[2:]))
+    asked, again = (parse([comparison.CompareArguments], "hf-posenc compare", argv)[0] for argv in (study[1], words[2:]))
     assert asked == again

@@ -72,6 +72,13 @@ def test_a_head_we_do_not_know_falls_back_to_the_models_own_forward():
     assert result.scores[0].nats == pytest.approx(naive_nll(model, tokens).mean().item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["count", "min_tokens", "max_tokens", "pass_tokens", "batch_tokens", "last_k", "chunk"])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_numbers_out_of_bounds_are_named_before_anything_is_loaded(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be an integer of at least 1"):
+        perplexity("no/such/model", lengths=[8], **{name: value})
+
+
 def test_the_loss_never_holds_all_logits():
     model, largest = tiny(), []
     model.get_output_embeddings().register_forward_hook(lambda module, args, output: largest.append(output.shape[1]))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
@@ -21,22 +22,24 @@ from hf_posenc.evaluation.retrieval.cli import PasskeyArguments
 from hf_posenc.finetuning import arguments as tuning
 from hf_posenc.flags import parse
 
+RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
+
 
 @cache
 def recipe(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "recipes" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, RECIPES_FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 PARSERS = {
-    "perplexity": partial(parse, [PerplexityArguments], "perplexity"),
-    "passkey": partial(parse, [PasskeyArguments], "passkey"),
-    "compare": partial(parse, [comparison.CompareArguments], "compare"),
+    "perplexity": partial(parse, [PerplexityArguments], "hf-posenc perplexity"),
+    "passkey": partial(parse, [PasskeyArguments], "hf-posenc passkey"),
+    "compare": partial(parse, [comparison.CompareArguments], "hf-posenc compare"),
     "finetune": finetuning.parse,
-    "benchmark": lambda words: parse([recipe("benchmark").Arguments], "benchmark", words),
-    "benchmark_perplexity": lambda words: parse([recipe("benchmark_perplexity").Arguments], "benchmark_perplexity", words),
+    "benchmark": lambda words: parse([recipe("benchmark").Arguments], "recipes/benchmark.py", words),
+    "benchmark_perplexity": lambda words: parse([recipe("benchmark_perplexity").Arguments], "recipes/benchmark_perplexity.py", words),
 }
 OWN = {
     "perplexity": [PerplexityArguments],
@@ -63,7 +66,7 @@ def refusal(name, words):
 
 def test_the_numbers_of_all_recipes_are_found():
     assert len(NUMBERS) > 50 and {name for name, _ in NUMBERS} == set(OWN)
-    assert {path.stem for path in Path(recipe("benchmark").__file__).parent.glob("*.py")} == {*OWN, "trl_sft"}
+    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"}
 
 
 @pytest.mark.parametrize("value", ["-7", "nan", "inf", "1e400", "x", "", "1,2"])
@@ -204,7 +207,17 @@ def test_help_is_in_groups_and_shows_every_flag_of_ours(name, capsys, monkeypatc
     flags = re.findall(r"^  --(\w+)", shown, re.MULTILINE)
     own = [each.name for kind in OWN[name] for each in fields(kind)]
     assert set(own) <= set(flags) and len(flags) == len(set(flags))
-    assert len(re.findall(r"^\S.*:$", shown, re.MULTILINE)) >= 2 and "None" not in shown
+    assert len(re.findall(r"^\S.*:$", shown, re.MULTILINE)) >= 2 and "None" not in shown and "[]" not in shown
+    zeros = [each.name for kind in OWN[name] for each in fields(kind) if each.default == 0 and each.default is not False]
+    assert all(re.search(rf"--{zero}\b[^-]*\(default: 0", shown) for zero in zeros), "0 is a default like any other"
+
+
+@pytest.mark.parametrize("script", ["benchmark", "benchmark_perplexity", "trl_sft"])
+def test_what_is_no_command_is_not_called_one(script, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [script, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(RECIPES_FOLDER / f"{script}.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: recipes/{script}.py ")
 
 
 def test_finetune_shows_few_flags_of_others_last_and_all_on_demand(capsys, monkeypatch):
@@ -229,5 +242,5 @@ def test_one_name_for_one_thing():
     """What all recipes have is called the same in all."""
     names = {name: {each.name for kind in OWN[name] for each in fields(kind)} for name in OWN}
     for name in RECIPES:
-        assert {"model", "encoding", "layers", "factor", "target_length", "option", "output_dir"} <= names[name] | {"output_dir"}
+        assert {"model", "encoding", "layers", "factor", "target_length", "option"} <= names[name]
     assert not [name for name in names if {"encodings", "num_hidden_layers", "heads"} & names[name]]

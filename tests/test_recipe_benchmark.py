@@ -31,7 +31,7 @@ def recipe():
 
 
 def given(recipe, *words):
-    return parse([recipe.Arguments], "benchmark", [*SMALL, *words])[0]
+    return parse([recipe.Arguments], "recipes/benchmark.py", [*SMALL, *words])[0]
 
 
 def command(*words):

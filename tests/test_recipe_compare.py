@@ -173,7 +173,7 @@ def test_fine_tuning_a_pretrained_base(tmp_path):
     assert len({run["fingerprint"] for run in found.values()}) == 3
     assert all(run["settings"]["learning_rate"] == 2e-5 and all(run["nats"].values()) for run in found.values())
     assert found["stock", "seed0"]["parameters"] == found["alibi", "seed0"]["parameters"]
-    (given,) = parse([comparison.CompareArguments], "compare", arguments(tmp_path, *asked))
+    (given,) = parse([comparison.CompareArguments], "hf-posenc compare", arguments(tmp_path, *asked))
     study = comparison.prepare(given)
     ids = AutoTokenizer.from_pretrained(base)(text.read_text())["input_ids"]
     assert study.corpus.test.tolist() == ids[:256] and study.corpus.blocks.flatten().tolist() == ids[256 : 256 + 3 * 2 * 16]
@@ -221,12 +221,12 @@ def test_a_study_is_one_process(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (CONFIGS / "compare").glob("*.yaml")))
 def test_presets_are_complete(preset):
-    (given,) = parse([comparison.CompareArguments], "compare", ["--preset", preset])
+    (given,) = parse([comparison.CompareArguments], "hf-posenc compare", ["--preset", preset])
     for variant in comparison.read_variants(given):
         assert variant.name == "stock" or set(variant.options) <= set(hf_posenc.describe(variant.name).options)
 
 
 def test_the_overnight_study_can_start(tmp_path, capsys):
     assert comparison.main(["--preset", "paper-small", "--dry_run", "--output_dir", str(tmp_path)]) == 0
-    (given,) = parse([comparison.CompareArguments], "compare", ["--preset", "paper-small"])
+    (given,) = parse([comparison.CompareArguments], "hf-posenc compare", ["--preset", "paper-small"])
     assert f"{len(given.encoding) * 3} runs, 0 done" in capsys.readouterr().out

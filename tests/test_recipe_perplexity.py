@@ -62,7 +62,7 @@ def test_every_encoding_gets_the_options_it_takes_and_the_model_is_stock_in_betw
 
     loaded = AutoModelForCausalLM.from_pretrained(model)
     corpus = cli.open_corpus(
-        *parse([cli.PerplexityArguments], "perplexity", arguments(model, tmp_path)), AutoTokenizer.from_pretrained(model), 128
+        *parse([cli.PerplexityArguments], "hf-posenc perplexity", arguments(model, tmp_path)), AutoTokenizer.from_pretrained(model), 128
     )
     assert perplexity(loaded, corpus, lengths=[128]).scores[0].nats == pytest.approx(runs["stock"]["scores"][-1]["nats"], abs=1e-5)
     hf_posenc.patch(loaded, "linear", factor=2.0)

@@ -175,7 +175,7 @@ class RotarySlot(nn.Module):
     def refresh_slot(self) -> None:
         """Write the frequencies again, in float32, on the device of the module."""
         for group in self.contents:
-            prefix = f"{group}_" if group else ""
+            prefix = _prefix(group)
             old, (frequencies, factor) = getattr(self.rotary, f"{prefix}inv_freq"), self._put_in(group)
             device = "cpu" if old.is_meta else old.device
             for name in ("inv_freq", "original_inv_freq"):
@@ -197,7 +197,7 @@ class RotarySlot(nn.Module):
         """The frequencies of a group, and the factor on cos and sin."""
         encoding = self.contents[group]
         held = encoding.frequencies() if encoding is not None else None
-        return held or (torch.zeros(len(getattr(self.rotary, f"{group}_inv_freq" if group else "inv_freq"))), 1.0)
+        return held or (torch.zeros(len(getattr(self.rotary, f"{_prefix(group)}inv_freq"))), 1.0)
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
@@ -208,9 +208,14 @@ class RotarySlot(nn.Module):
         return self.rotary(*args, **kwargs)
 
 
+def _prefix(group: Group) -> str:
+    """What transformers puts before the names of a group's frequencies and factor."""
+    return f"{group}_" if group else ""
+
+
 def rotary_state(rotary: nn.Module, group: Group) -> tuple[Tensor, float]:
     """Inverse frequencies [r/2] float32 on the CPU, and the factor on cos and sin, of a transformers rotary module."""
-    prefix = f"{group}_" if group else ""
+    prefix = _prefix(group)
     frequencies = getattr(rotary, f"{prefix}inv_freq").detach().to("cpu", torch.float32)
     return frequencies, float(getattr(rotary, f"{prefix}attention_scaling"))
 

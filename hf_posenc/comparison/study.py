@@ -36,7 +36,7 @@ class StudyError(ValueError):
 
 def main(argv: list[str] | None = None) -> int:
     """Run a study; returns the exit status."""
-    return exit_status(lambda: run(*parse([CompareArguments], "compare", argv)))
+    return exit_status(lambda: run(*parse([CompareArguments], "hf-posenc compare", argv)))
 
 
 @own_bar_only()

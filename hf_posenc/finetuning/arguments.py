@@ -191,7 +191,7 @@ def parse(argv: list[str] | None = None) -> Settings:
     kinds = [ModelArguments, EncodingArguments, DataArguments, CourseArguments, EvaluationArguments, TrainingArguments]
     # Left out, transformers would start only one process on a machine without accelerators.
     defaults = {**DEFAULTS, "use_cpu": not torch.accelerator.is_available(), "disable_tqdm": not sys.stderr.isatty()}
-    settings = Settings(*parse_flags(kinds, "finetune", argv, defaults, {TrainingArguments: TRAINING}, DESCRIPTION))
+    settings = Settings(*parse_flags(kinds, "hf-posenc finetune", argv, defaults, {TrainingArguments: TRAINING}, DESCRIPTION))
     if "nll@" in (settings.training.metric_for_best_model or ""):
         settings.training.greater_is_better = False  # transformers takes every metric whose name does not end with "loss" for a score
     encoding_options(settings.encoding)

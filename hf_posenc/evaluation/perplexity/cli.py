@@ -90,7 +90,7 @@ class PerplexityArguments(TextArguments, EncodingArguments, ModelArguments):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; returns the exit status, 130 after Ctrl-C."""
-    return exit_status(lambda: run(*parse([PerplexityArguments], "perplexity", argv)))
+    return exit_status(lambda: run(*parse([PerplexityArguments], "hf-posenc perplexity", argv)))
 
 
 @own_bar_only()

@@ -95,13 +95,13 @@ def perplexity(
 
     Raises:
         CorpusError: no document is long enough.
-        ValueError: a length that the protocol or the model's position table does not have, an unknown protocol or option, text without
-            a tokenizer or with that of another model, an encoding that changes nothing.
+        ValueError: a number of tokens or documents below 1, a length that the protocol or the model's position table does not have, an
+            unknown protocol or option, text without a tokenizer or with that of another model, an encoding that changes nothing.
         FloatingPointError: a loss is infinite or not a number; the message says where.
         Interrupted: Ctrl-C; it carries what was finished.
     """
-    counts = {"count": count, "max_tokens": max_tokens, "pass_tokens": pass_tokens, "batch_tokens": batch_tokens}
-    for name, value in {**counts, "last_k": last_k, "chunk": chunk}.items():
+    given = {"count": count, "min_tokens": min_tokens, "max_tokens": max_tokens, "pass_tokens": pass_tokens}
+    for name, value in {**given, "batch_tokens": batch_tokens, "last_k": last_k, "chunk": chunk}.items():
         if value is not None:
             check_count(name, value)
     model, tokenizer, documents = loaded(model, tokenizer_or_ids, documents)

@@ -50,7 +50,7 @@ class PasskeyArguments(EncodingArguments, ModelArguments):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; returns the exit status, 130 after Ctrl-C."""
-    return exit_status(lambda: run(*parse([PasskeyArguments], "passkey", argv)))
+    return exit_status(lambda: run(*parse([PasskeyArguments], "hf-posenc passkey", argv)))
 
 
 @own_bar_only()
