@@ -109,6 +109,11 @@ def has_values(x: Tensor) -> bool:
     return not x.is_meta and not isinstance(x, FakeTensor)
 
 
+def at_hand(x: Tensor) -> bool:
+    """Whether the host can look at the numbers in `x` at once, without waiting for a device or breaking a graph."""
+    return x.device.type == "cpu" and has_values(x) and not torch.compiler.is_compiling()
+
+
 class PositionalEncoding(nn.Module):
     """Base of all encodings: override one stage, rarely two; every other stage is the identity.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, has_values, precise, register
+from ..base import Geometry, PositionalEncoding, at_hand, precise, register
 from ..options import LARGEST_BASE, positive
 
 Place = Callable[[Tensor], Tensor]
@@ -51,8 +51,7 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor
 
 def _exact(pos: Tensor) -> Tensor:
     """Positions in float64 where float32 might round them; elsewhere as they are, which gives the angles of transformers to the bit."""
-    looks = pos.device.type == "cpu" and has_values(pos) and not torch.compiler.is_compiling()
-    small = looks and not pos.is_floating_point() and (not pos.numel() or int(pos.max()) < 1 << 24)
+    small = at_hand(pos) and not pos.is_floating_point() and (not pos.numel() or int(pos.max()) < 1 << 24)
     return pos if small or pos.is_floating_point() else pos.double()
 
 
