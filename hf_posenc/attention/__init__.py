@@ -1,5 +1,6 @@
 """Where positions meet scores: one attention function, one file for each way of computing it."""
 
-from .entry import BACKENDS, PREFIX, EncodingSite
+from .choice import BACKENDS
+from .entry import PREFIX, EncodingSite
 
 __all__ = ["BACKENDS", "PREFIX", "EncodingSite"]

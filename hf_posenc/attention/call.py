@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor, nn
 
 from ..encodings import PositionalEncoding
@@ -19,6 +20,8 @@ class Call:
         query: [B,H,Q,D]. key: [B,G,K,D or more], as `cached_key` made it. value: [B,G,K,V].
         mask: in the form that the backend takes.
         kwargs: what transformers passes to a backend beside `scaling`.
+        backend: the attention that the model was loaded with. regional: the encoding has regions with bounds here.
+        avoided: paths that have failed on this machine.
     """
 
     module: nn.Module
@@ -30,6 +33,21 @@ class Call:
     layout: Layout
     scaling: float
     kwargs: dict
+    backend: str = "sdpa"
+    regional: bool = False
+    avoided: frozenset[str] = frozenset()
+
+    @property
+    def place(self) -> str:
+        return self.query.device.type
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.query.dtype
+
+    @property
+    def learning(self) -> bool:
+        return torch.is_grad_enabled()
 
     @property
     def dropout(self) -> float:

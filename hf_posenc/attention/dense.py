@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..encodings.base import precise, products
+from ..encodings.base import by_group, precise, products
 from .call import Call
 from .masks import additive, visible
 
@@ -40,7 +40,7 @@ def attend(call: Call, batch: slice, rows: slice, keys: slice, hidden: Tensor | 
     if hidden is not None:
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     weights = F.dropout(_softmax(scores, call.sinks).to(q.dtype), p=call.dropout)
-    return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1), weights
+    return by_group(weights, v), weights
 
 
 def content(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Tensor) -> Tensor:
@@ -63,7 +63,8 @@ def biases(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Ten
     if encoding.has("bias"):
         total = encoding.bias_matrix(*(x.double() if q.dtype == torch.float64 else x for x in (q_pos[:, rows], k_pos[:, keys])))
     if encoding.has("context_bias"):
-        context = encoding.context_bias(q, k, q_pos[:, rows], k_pos[:, keys], call.scaling)
+        more = {"reach": call.layout.reach} if encoding.takes_reach and call.layout.num_queries > 1 else {}
+        context = encoding.context_bias(q, k, q_pos[:, rows], k_pos[:, keys], call.scaling, **more)
         total = context if total is None else total + context
     return total
 

@@ -10,26 +10,29 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..encodings import PositionalEncoding
-from . import blocks, dense, distance, flex, regional
+from ..encodings import PositionalEncoding, Region
+from . import blocks, columns, dense, distance, flex, regional
 from .cached import ENCODED
 from .call import Call
+from .choice import BACKENDS, choose
 from .layout import Layout
 from .masks import Mask
+from .structured import sdpa_mask, written
 
 PREFIX = "hf_posenc_"
-BIASABLE = ("eager", "sdpa", "flex_attention")
-"""Backends through which a bias or a set of regions can be computed."""
-BACKENDS = (*BIASABLE, "flash_attention_2", "flash_attention_3", "flash_attention_4")
-"""Backends that a patched model may use for what does not change the scores elementwise."""
 
 
 @dataclasses.dataclass
 class EncodingSite:
-    """Says where a patched attention module finds its encoding: looked up at every call, so that wrappers (PEFT) are seen."""
+    """Says where a patched attention module finds its encoding: looked up at every call, so that wrappers (PEFT) are seen.
+
+    Args:
+        avoided: paths that have failed on this machine.
+    """
 
     backbone: nn.Module
     attribute: str
+    avoided: frozenset[str] = frozenset()
 
     @property
     def encoding(self) -> PositionalEncoding:
@@ -53,9 +56,12 @@ def posenc_attention(
     site: EncodingSite | None = module.__dict__.get("posenc_site")
     plain = backend == "eager" or kwargs.get("output_attentions")
     if site is None and not plain:
-        return ALL_ATTENTION_FUNCTIONS[backend](module, query, key, value, attention_mask, **kwargs)
+        return ALL_ATTENTION_FUNCTIONS[backend](module, query, key, value, written(attention_mask), **kwargs)
     call = _call(site, module, query, key, value, attention_mask, **kwargs)
-    return dense.attention(call) if plain else _by_path(backend, call)
+    if plain:
+        return dense.attention(call)
+    call.backend = backend
+    return _by_path(call)
 
 
 def _call(site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
@@ -69,32 +75,35 @@ def _call(site: EncodingSite | None, module, query, key, value, mask, scaling: f
     layout = Layout.of(kwargs["position_ids"], mask, len(query), key.shape[2])
     if not encoded:
         key = encoding.cached_key(key, layout.k_pos)
-    return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs)
+    return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, avoided=site.avoided)
 
 
-def _by_path(backend: str, call: Call) -> tuple[Tensor, Tensor | None]:
-    """The cheapest way that is exact."""
+def _by_path(call: Call) -> tuple[Tensor, Tensor | None]:
     encoding, layout = call.encoding, call.layout
     regions = layout.once((encoding, "regions"), lambda: encoding.regions(layout.q_pos, layout.k_pos))
-    biased = encoding.has("bias") or encoding.has("context_bias")
-    if len(regions) > 1 or regions[0].keys is not None:
-        learned = any(p.requires_grad for p in encoding.parameters())
-        if call.tileable and not biased and not learned:
-            return regional.attention(call, regions), None
-        return blocks.attention(call, regions), None
-    if encoding.has("context_bias"):
+    call.regional = are_bounded(regions)
+    path = choose(encoding, call).path
+    if path == "flex":
+        return flex.attention(call, regions), None
+    if path == "regions":
+        return regional.attention(call, regions), None
+    if path == "blocks":
         return blocks.attention(call, regions), None
     query, key = regions[0].rotate(call.query, call.key, layout.q_pos, layout.k_pos)
-    if not biased:
-        return ALL_ATTENTION_FUNCTIONS[backend](call.module, query, key, call.value, call.mask, scaling=call.scaling, **call.kwargs)
-    if backend == "flex_attention" and not call.tileable:
-        return flex.attention(call, query, key), None
-    if encoding.relative and call.tileable:
+    if path == "table":
         return distance.attention(dataclasses.replace(call, query=query, key=key)), None
-    return blocks.attention(call, regions), None
+    if path == "columns":
+        return columns.attention(call, query, key), None
+    function = ALL_ATTENTION_FUNCTIONS[call.backend]
+    return function(call.module, query, key, call.value, written(call.mask), scaling=call.scaling, **call.kwargs)
+
+
+def are_bounded(regions: list[Region]) -> bool:
+    """Whether these are more than one way of rotating all pairs."""
+    return len(regions) > 1 or regions[0].keys is not None or regions[0].queries is not None
 
 
 for _backend in BACKENDS:
     if _backend in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionInterface.register(PREFIX + _backend, partial(posenc_attention, _backend))
-        AttentionMaskInterface.register(PREFIX + _backend, ALL_MASK_ATTENTION_FUNCTIONS[_backend])
+        AttentionMaskInterface.register(PREFIX + _backend, sdpa_mask if _backend == "sdpa" else ALL_MASK_ATTENTION_FUNCTIONS[_backend])

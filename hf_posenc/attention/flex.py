@@ -1,39 +1,140 @@
-"""Score biases inside flex attention, computed in the kernel from a table or from the positions."""
+"""Biases and regions inside compiled flex attention: one kernel for each region, whatever the length."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers.integrations.flex_attention import flex_attention_forward
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from ..encodings import PositionalEncoding
-from ..encodings.base import has_values
+from ..encodings import PositionalEncoding, Region
+from . import sparse
 from .call import Call
 from .distance import distance_table
+from .masks import additive
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+FEW = 128
+"""Queries below which a bias is computed where it is needed, rather than looked up in a table made for it."""
 
 
-class LazyBias:
-    """Stands where transformers indexes a dense `position_bias` [B,H,Q,K] in its `score_mod`, and computes the one number asked for."""
-
-    def __init__(self, encoding: PositionalEncoding, q_pos: Tensor, k_pos: Tensor):
-        self.encoding, self.q_pos, self.k_pos, self.table = encoding, q_pos, k_pos, None
-        if encoding.relative and has_values(q_pos) and not torch.compiler.is_compiling():
-            self.table = distance_table(encoding, int(q_pos.max()) + 1, q_pos.device)
-
-    def __getitem__(self, index: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        b, h, i, j = index
-        q_pos, k_pos = self.q_pos[b, i], self.k_pos[b, j]
-        if self.table is None:
-            return self.encoding.bias(h, q_pos, k_pos)
-        return self.table[h, (q_pos - k_pos).clamp(min=0, max=self.table.shape[1] - 1)]
+def attention(call: Call, regions: list[Region]) -> Tensor:
+    """Output [B,Q,H,V]; queries that see nothing give 0."""
+    bias = score_mod(call)
+    with_lse = len(regions) > 1 or call.sinks is not None
+    parts = [_part(call, i, region, bias, with_lse) for i, region in enumerate(regions)]
+    output, lse = merged(parts) if len(parts) > 1 else parts[0]
+    if call.sinks is not None:
+        assert lse is not None
+        output = output * torch.sigmoid(lse - call.sinks.to(lse)[:, None])[..., None].to(output.dtype)
+    return output.transpose(1, 2)
 
 
-def attention(call: Call, query: Tensor, key: Tensor) -> Tensor:
-    """Output [B,Q,H,V], from rotated `query` and `key`."""
-    bias = LazyBias(call.encoding, call.layout.q_pos.contiguous(), call.layout.k_pos.contiguous())
-    mask, options = cast(Any, call.mask), call.kwargs
-    return flex_attention_forward(
-        call.module, query, key, call.value, mask, scaling=call.scaling, position_bias=cast(Any, bias), **options
-    )[0]
+def _part(call: Call, index: int, region: Region, bias: ScoreMod | None, with_lse: bool) -> tuple[Tensor, Tensor | None]:
+    layout = call.layout
+    mask = layout.once((call.encoding, "blocks", index), lambda: sparse.block_mask(layout, region))
+    query, key = region.rotate(call.query, call.key, layout.q_pos, layout.k_pos)
+    owner = (type(call.encoding), type(call.mask), index, torch.is_grad_enabled(), layout.num_queries == 1, call.dtype)
+    return kernel(owner, query, key, call.value, score_mod=bias, block_mask=mask, scaling=call.scaling, lse=with_lse)
+
+
+def kernel(
+    owner: Hashable,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score_mod: ScoreMod | None,
+    block_mask: BlockMask,
+    scaling: float,
+    lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """One call of flex attention: output [B,H,Q,V], and the log-sum-exp [B,H,Q] in float32 if it is asked for.
+
+    Args:
+        owner: those who share it share what has been compiled, and the limit on how often.
+        query: [B,H,Q,D]. key: [B,G,K,D]. value: [B,G,K,V].
+    """
+    function: Any = flex_attention if torch.compiler.is_compiling() else _compiled(owner)
+    asked = {"return_aux": AuxRequest(lse=True)} if lse else {}
+    gqa = query.shape[1] != key.shape[1]
+    found = function(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling, enable_gqa=gqa, **asked)
+    return (found[0], found[1].lse) if lse else (found, None)
+
+
+@cache
+def _compiled(owner: Hashable) -> Callable:
+    return cast(Any, torch.compile)(flex_attention, isolate_recompiles=True)
+
+
+def merged(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
+    """Attention over all keys, from that over disjoint sets of them: outputs [B,H,Q,V] and log-sum-exps [B,H,Q]."""
+    lses = torch.stack([lse for _, lse in parts if lse is not None])
+    top = lses.detach().amax(0).clamp(min=torch.finfo(lses.dtype).min)
+    shares = (lses - top).exp()
+    total = shares.sum(0)
+    shares = shares / total.clamp(min=torch.finfo(total.dtype).tiny)
+    output = shares.new_zeros(())
+    for (part, _), share in zip(parts, shares, strict=True):
+        output = output + part.to(shares.dtype) * share[..., None]
+    return output.to(parts[0][0].dtype), total.log() + top
+
+
+def score_mod(call: Call) -> ScoreMod | None:
+    """What is done to a score in the kernel, the scaled product in float32; None for nothing."""
+    softcap, extra, bias = call.softcap, additive(call.mask, slice(None)), _bias(call)
+    if softcap is None and extra is None and bias is None:
+        return None
+    batch, heads = (0, 0) if extra is None else (int(n > 1) for n in extra.shape[:2])
+
+    def modified(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        if bias is not None:
+            score = score + bias(b, h, q, k)
+        if extra is not None:
+            score = score + extra[b * batch, h * heads, q, k]
+        return score
+
+    return modified
+
+
+def _bias(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None:
+    """The bias of a pair by its indices, from a table of distances where there is time to make one."""
+    encoding, layout = call.encoding, call.layout
+    if not encoding.has("bias"):
+        return None
+    q_pos, k_pos = layout.small_positions
+    reach = layout.reach if encoding.relative and layout.num_queries >= FEW else None
+    if reach is None:
+        here = _here(encoding, call.query.device)
+
+        def computed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return here.bias(h, q_pos[b, q], k_pos[b, k])
+
+        return computed
+    # With gradients each layer makes its own, because gradient checkpointing runs layers again.
+    make = lambda: distance_table(encoding, reach, call.query.device).contiguous()  # noqa: E731
+    table = make() if torch.is_grad_enabled() else layout.once((encoding, "table"), make)
+
+    def looked_up(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return table[h, (q_pos[b, q] - k_pos[b, k]).clamp(0, table.shape[1] - 1)]
+
+    return looked_up
+
+
+def _here(encoding: PositionalEncoding, device: torch.device) -> PositionalEncoding:
+    """`encoding` with its numbers on `device`: a kernel cannot fetch them."""
+    held = [*encoding.named_parameters(), *encoding.named_buffers()]
+    if all(x.device == device for _, x in held):
+        return encoding
+    there = copy.copy(encoding)
+    there._parameters, there._buffers = dict(encoding._parameters), dict(encoding._buffers)
+    for tensors in (there._parameters, there._buffers):
+        for name, x in tensors.items():
+            tensors[name] = None if x is None else x.to(device)  # type: ignore[assignment]
+    return there

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..encodings.base import has_values
+from ..encodings.base import at_hand, has_values
 from .masks import Mask, key_positions, visible
+from .positions import COUNTED
 
 MEMO = "posenc_layouts"
 """Attribute of the tensor of position ids, which lives as long as one forward pass, that holds its layouts."""
@@ -49,11 +50,16 @@ class Segment(NamedTuple):
 
 @dataclasses.dataclass
 class Layout:
-    """Positions and visibility of `num_keys` keys for queries at `q_pos` [B,Q]."""
+    """Positions and visibility of `num_keys` keys for queries at `q_pos` [B,Q].
+
+    Args:
+        counted: the positions are known to be one apart, padding left out.
+    """
 
     q_pos: Tensor
     mask: Mask
     num_keys: int
+    counted: bool = False
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -65,7 +71,7 @@ class Layout:
         key = (id(mask), batch, num_keys)
         if key not in known:
             # A copy, since a view would keep the tensor alive that holds it.
-            known[key] = cls(position_ids.clone().expand(batch, -1), mask, num_keys)
+            known[key] = cls(position_ids.clone().expand(batch, -1), mask, num_keys, COUNTED in vars(position_ids))
         return known[key]
 
     @property
@@ -79,12 +85,29 @@ class Layout:
 
     @property
     def segments(self) -> list[Segment] | None:
-        """The causal problems that this one consists of; None where it does not fall apart so."""
-        if torch.compiler.is_compiling() or not has_values(self.q_pos):
+        """The causal problems that this one consists of; None where it does not fall apart so, or where looking would mean waiting."""
+        if not at_hand(self.q_pos):
             return None
         if isinstance(self.mask, Tensor) and self.mask.is_floating_point():
             return None
         return self.once(split, lambda: split(self.q_pos, self.k_pos, self.mask))
+
+    @property
+    def small_positions(self) -> tuple[Tensor, Tensor]:
+        """Positions of the queries [B,Q] and of the keys [B,K] as a kernel reads them: int32, in one piece."""
+        return self.once("small", lambda: (self.q_pos.int().contiguous(), self.k_pos.int().expand(len(self.q_pos), -1).contiguous()))
+
+    @property
+    def reach(self) -> int | None:
+        """More than any distance from a query to a key that it sees; None within a graph, where only the shapes are known.
+
+        Unless the positions were counted, this looks at their numbers: one wait a forward pass.
+        """
+        if torch.compiler.is_compiling() or not has_values(self.q_pos):
+            return None
+        if self.counted:
+            return self.num_keys
+        return self.once("reach", lambda: max(1, int(self.q_pos.max() - self.k_pos.min()) + 1))
 
     def once(self, owner: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, made for the first layer that asks on behalf of `owner`."""

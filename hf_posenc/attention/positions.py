@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .cached import cache_in
 
+COUNTED = "posenc_counted"
+"""Attribute of a tensor of positions that are known to be one apart, padding left out: `resolve` has counted them."""
+
 
 def resolve(arguments: dict[str, Any]) -> Tensor:
     """Positions [1 or B,Q] of the tokens that a backbone is called with, in tokens.

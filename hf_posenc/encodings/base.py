@@ -136,6 +136,8 @@ class PositionalEncoding(nn.Module):
     """What a pretrained model must be trained for after the swap; empty when it works at once."""
     positionless: ClassVar[bool] = False
     """Overrides no stage, by intent; each class says so for itself."""
+    takes_reach: ClassVar[bool] = False
+    """`context_bias` takes `reach`, more than any distance that occurs, where that is known; None elsewhere."""
     data_dependent: ClassVar[bool] = False
     """What it computes with is chosen by the numbers in the position tensors, so that torch.compile breaks the graph there."""
     per_layer: bool = False
@@ -229,6 +231,13 @@ class PositionalEncoding(nn.Module):
     def check_positions(self, last: int) -> None:
         """Raise ValueError if position `last` is not defined."""
 
+    def columns(self, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the bias is a product, but for what is the same for all keys of a query: the numbers of the heads [H] and keys [B,K].
+
+        Kernels that add nothing to the scores can then have it as further columns (`attention.columns`).
+        """
+        raise NotImplementedError(f"the bias of {self.name} is no product of a number of the head and one of the key")
+
     def project(self) -> None:
         """Bring learned parameters back within their bounds: asked before every forward pass with gradients."""
 
@@ -289,8 +298,14 @@ class PositionalEncoding(nn.Module):
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
-    """q [B,H,Q,D] x k [B,G,K,D] -> [B,H,Q,K], each key head serving H / G query heads."""
-    return q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
+    """q [B,H,Q,D] x k [B,G,K,D] -> [B,H,Q,K], each key head serving H / G query heads, without a copy of it for each."""
+    return by_group(q, k.transpose(-1, -2))
+
+
+def by_group(x: Tensor, shared: Tensor) -> Tensor:
+    """x [B,H,Q,M] @ shared [B,G,M,N] -> [B,H,Q,N], each of the G serving H / G heads."""
+    batch, heads, rows, width = x.shape
+    return (x.reshape(batch, shared.shape[1], -1, width) @ shared).reshape(batch, heads, rows, shared.shape[-1])
 
 
 def options_of(cls: type[PositionalEncoding]) -> dict[str, Any]:

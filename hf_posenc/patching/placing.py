@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..architectures.base import Group
-from ..attention.entry import BACKENDS, BIASABLE
+from ..attention.choice import BACKENDS, BIASABLE
 from ..encodings import ENCODINGS, create
 from ..encodings.contract import check_stages
 from .record import Patch, Placement, Request, attribute_name

@@ -34,5 +34,8 @@ class ALiBi(PositionalEncoding):
     def reset_buffers(self) -> None:
         self.set_buffer("slopes", alibi_slopes(self.geometry.num_heads))
 
+    def columns(self, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        return self.slopes, k_pos
+
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         return -precise(self.slopes, q_pos)[h] * (q_pos - k_pos).abs()

@@ -1,0 +1,102 @@
+"""Masks on an accelerator: what transformers would write down as [B,1,Q,K] numbers, as blocks of pairs instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks, padding_mask_function
+
+from . import sparse
+from .masks import Mask, visible
+
+SHORTEST = sparse.SIZE
+"""Queries below which a mask is small, and written down as transformers does it."""
+
+
+class StructuredMask(BlockMask):
+    """A `BlockMask` that can follow its layer to another device, with what its function holds, and be written down."""
+
+    def to(self, device: Any, **kwargs: Any) -> StructuredMask:
+        """This mask on `device`: the same object for all layers there."""
+        device = torch.device(device)
+        places = vars(self).setdefault("posenc_places", {self.kv_indices.device: self})
+        if device not in places:
+            there = super().to(device)
+            there.mask_mod = _moved(there.mask_mod, device)
+            there.__class__ = StructuredMask
+            places[device] = there
+        return places[device]
+
+    def written(self) -> Tensor:
+        """[B,1,Q,K] bool, for a kernel that takes no other mask; made once."""
+        known = vars(self)
+        if "posenc_written" not in known:
+            queries, keys = self.seq_lengths
+            known["posenc_written"] = visible(self, slice(0, queries), queries, keys, self.kv_indices.device).contiguous()
+        return known["posenc_written"]
+
+
+def written(mask: Mask) -> Mask:
+    """`mask` as sdpa takes it."""
+    return mask.written() if isinstance(mask, StructuredMask) else mask
+
+
+class _Asked(Exception):
+    """A mask is needed."""
+
+
+def _asked(*index: Tensor) -> Tensor:
+    raise _Asked
+
+
+def sdpa_mask(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, kv_offset: int = 0, **kwargs: Any) -> Mask:
+    """What transformers makes for sdpa; on an accelerator, where that would be a long tensor, a `StructuredMask`.
+
+    Args:
+        kwargs: as transformers passes them on, `mask_function`, `attention_mask` [B,K] and `device` among them.
+    """
+    stock = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+    device = torch.device(kwargs.get("device", "cpu"))
+    if device.type == "cpu" or q_length < SHORTEST or torch.compiler.is_compiling() or "mask_function" not in kwargs:
+        return stock(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
+    try:  # whether none is needed, says transformers
+        return stock(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs | {"mask_function": _asked, "use_vmap": False})
+    except _Asked:
+        return _structured(
+            batch_size, q_length, kv_length, q_offset, kv_offset, kwargs["mask_function"], kwargs.get("attention_mask"), device
+        )
+
+
+def _structured(
+    batch: int, queries: int, keys: int, q_offset: Any, kv_offset: int, function: Callable, padding: Tensor | None, device: torch.device
+) -> StructuredMask:
+    if padding is not None:
+        padding = padding.bool()
+        if padding.shape[1] < keys + kv_offset:  # what a static cache has room for and the caller has not spoken of
+            padding = torch.nn.functional.pad(padding, (0, keys + kv_offset - padding.shape[1]))
+        function = and_masks(function, padding_mask_function(padding))
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return function(b, h, q + q_offset, k + kv_offset)
+
+    row, key = torch.arange(batch, device=device)[:, None, None, None], torch.arange(keys, device=device)
+    head, query = torch.zeros_like(row[:1]), torch.arange(queries, device=device)[:, None]
+    pairs = sparse.scanned(lambda rows: seen(row, head, query[rows], key).expand(batch, 1, -1, keys), queries, keys)
+    return sparse.assemble(pairs, seen, queries, keys, StructuredMask)
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    """`x` with the tensors in it, those that a function holds too, on `device`."""
+    if isinstance(x, Tensor):
+        return x.to(device)
+    if isinstance(x, tuple | list):
+        return type(x)(_moved(each, device) for each in x)
+    if isinstance(x, FunctionType) and x.__closure__:
+        cells = tuple(CellType(_moved(cell.cell_contents, device)) for cell in x.__closure__)
+        return FunctionType(x.__code__, x.__globals__, x.__name__, x.__defaults__, cells)
+    return x
