@@ -21,6 +21,8 @@ from .call import Call
 PAIRS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
 WIDTH = 8
 """Columns in all: kernels want a multiple of eight."""
+WIDEST = 256
+"""Heads that flash attention takes."""
 SHIFT = 256.0
 """Moved from the numbers of the keys to those of the heads, so that float16 holds positions to 16 million."""
 
@@ -40,11 +42,13 @@ def attention(call: Call, query: Tensor, key: Tensor) -> Tensor:
 
 
 def widened(query: Tensor, key: Tensor, heads: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [B,H,Q,D+8] and keys [B,G,K,D+8] whose products are greater by heads[h] * numbers[b,k].
+    """Queries [B,H,Q,D+8] and keys [B,G,K,D+8] whose products are greater by heads[h] * (numbers[b,k] - the least of them).
 
     Args:
         query: [B,H,Q,D]. key: [B,G,K,D]. heads: [H]. numbers: [B,K].
     """
+    # What is the same for all keys of a query changes nothing, so small numbers are as good as large ones, and exacter.
+    numbers = numbers - numbers.amin(-1, keepdim=True)
     a, x = parts(heads * SHIFT, query.dtype), parts(numbers / SHIFT, key.dtype)
     a = F.pad(a[..., [i for i, _ in PAIRS]], (0, WIDTH - len(PAIRS)))[None, :, None]
     x = F.pad(x[..., [j for _, j in PAIRS]], (0, WIDTH - len(PAIRS)))[:, None]

@@ -30,7 +30,8 @@ def attend(call: Call, batch: slice, rows: slice, keys: slice, hidden: Tensor | 
     q, k, v = call.query[batch, :, rows], call.key[batch, :, keys], call.value[batch, :, keys]
     scores = precise(content(call, batch, rows, keys, q, k), q)
     if call.softcap is not None:
-        scores = call.softcap * torch.tanh(scores / call.softcap)
+        capped = call.softcap * torch.tanh(scores / call.softcap)
+        scores = torch.where(scores == -torch.inf, scores, capped)  # a pair in no region stays hidden
     bias = biases(call, batch, rows, keys, q, k)
     if bias is not None:
         scores = scores + bias.to(scores.device)

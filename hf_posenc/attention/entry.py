@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -14,10 +15,10 @@ from ..encodings import PositionalEncoding, Region
 from . import blocks, columns, dense, distance, flex, regional
 from .cached import ENCODED
 from .call import Call
-from .choice import BACKENDS, choose
+from .choice import BACKENDS, FLASH, choose
 from .layout import Layout
 from .masks import Mask
-from .structured import sdpa_mask, written
+from .structured import mask_for_sdpa, written
 
 PREFIX = "hf_posenc_"
 
@@ -57,14 +58,11 @@ def posenc_attention(
     plain = backend == "eager" or kwargs.get("output_attentions")
     if site is None and not plain:
         return ALL_ATTENTION_FUNCTIONS[backend](module, query, key, value, written(attention_mask), **kwargs)
-    call = _call(site, module, query, key, value, attention_mask, **kwargs)
-    if plain:
-        return dense.attention(call)
-    call.backend = backend
-    return _by_path(call)
+    call = _call(backend, site, module, query, key, value, attention_mask, **kwargs)
+    return dense.attention(call) if plain else _by_path(call)
 
 
-def _call(site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
+def _call(backend: str, site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     encoded = kwargs.pop(ENCODED, False)
     if site is None:
@@ -72,10 +70,16 @@ def _call(site: EncodingSite | None, module, query, key, value, mask, scaling: f
     encoding = site.encoding
     # Under autocast the neutral rotation of the family has left bfloat16 numbers in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    layout = Layout.of(kwargs["position_ids"], mask, len(query), key.shape[2])
+    layout = Layout.of(kwargs["position_ids"], _said(backend, mask, query, key), len(query), key.shape[2])
     if not encoded:
         key = encoding.cached_key(key, layout.k_pos)
-    return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, avoided=site.avoided)
+    return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, backend, avoided=site.avoided)
+
+
+def _said(backend: str, mask: Mask, query: Tensor, key: Tensor) -> Mask:
+    """`mask`, or one that says what none means to flash attention: the queries are the last of the keys, not the first."""
+    silent = backend in FLASH and mask is None and 1 < query.shape[2] < key.shape[2]
+    return query.new_ones(1, key.shape[2], dtype=torch.bool) if silent else mask
 
 
 def _by_path(call: Call) -> tuple[Tensor, Tensor | None]:
@@ -106,4 +110,4 @@ def are_bounded(regions: list[Region]) -> bool:
 for _backend in BACKENDS:
     if _backend in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionInterface.register(PREFIX + _backend, partial(posenc_attention, _backend))
-        AttentionMaskInterface.register(PREFIX + _backend, sdpa_mask if _backend == "sdpa" else ALL_MASK_ATTENTION_FUNCTIONS[_backend])
+        AttentionMaskInterface.register(PREFIX + _backend, mask_for_sdpa if _backend == "sdpa" else ALL_MASK_ATTENTION_FUNCTIONS[_backend])

@@ -46,6 +46,8 @@ def key_positions(q_pos: Tensor, mask: Mask, num_keys: int) -> Tensor:
     if mask is None:
         # One decoding step sees every key; a longer prefill into an empty static cache sees the first Q.
         return q_pos + (steps - (num_keys - 1)) if num_queries == 1 else q_pos[:, :1] + steps
+    if isinstance(mask, Tensor) and mask.ndim == 2:  # of flash attention, for which the queries are the last of the keys
+        return q_pos[:, -1:] + 1 - mask[:, -num_keys:].long().flip(-1).cumsum(-1).flip(-1)
     seen = visible(mask, slice(None), num_queries, num_keys, q_pos.device)[:, 0]
     # A query sees its own key last, unless it is padding and sees only keys before that.
     last = (num_keys - 1 - seen.flip(-1).long().argmax(-1)).where(seen.any(-1), -num_keys)

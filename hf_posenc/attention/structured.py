@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks, padding_mask_function
+from transformers.masking_utils import and_masks, causal_mask_function, padding_mask_function, sdpa_mask
 
 from . import sparse
 from .masks import Mask, visible
@@ -54,22 +55,35 @@ def _asked(*index: Tensor) -> Tensor:
     raise _Asked
 
 
-def sdpa_mask(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, kv_offset: int = 0, **kwargs: Any) -> Mask:
-    """What transformers makes for sdpa; on an accelerator, where that would be a long tensor, a `StructuredMask`.
+def mask_for_sdpa(batch_size: int, q_length: int, kv_length: int, *offsets: Any, **kwargs: Any) -> Mask:
+    """What transformers makes for sdpa; on an accelerator, where that would be a large tensor, a `StructuredMask`.
 
     Args:
         kwargs: as transformers passes them on, `mask_function`, `attention_mask` [B,K] and `device` among them.
     """
-    stock = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
-    device = torch.device(kwargs.get("device", "cpu"))
-    if device.type == "cpu" or q_length < SHORTEST or torch.compiler.is_compiling() or "mask_function" not in kwargs:
-        return stock(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
-    try:  # whether none is needed, says transformers
-        return stock(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs | {"mask_function": _asked, "use_vmap": False})
+    on_cpu = torch.device(kwargs.get("device", "cpu")).type == "cpu"
+    make = sdpa_mask if on_cpu or q_length < SHORTEST or torch.compiler.is_compiling() else in_blocks
+    return make(batch_size, q_length, kv_length, *offsets, **kwargs)
+
+
+def in_blocks(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: int = 0,
+    mask_function: Callable = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: Any = "cpu",
+    **kwargs: Any,
+) -> StructuredMask | None:
+    """A `StructuredMask`; None where transformers leaves the mask to the kernel."""
+    sizes = (batch_size, q_length, kv_length, q_offset, kv_offset)
+    try:  # whether a mask is needed, says transformers
+        sdpa_mask(*sizes, mask_function=_asked, attention_mask=attention_mask, device=device, **kwargs | {"use_vmap": False})
     except _Asked:
-        return _structured(
-            batch_size, q_length, kv_length, q_offset, kv_offset, kwargs["mask_function"], kwargs.get("attention_mask"), device
-        )
+        return _structured(*sizes, mask_function, attention_mask, torch.device(device))
+    return None
 
 
 def _structured(
@@ -78,7 +92,7 @@ def _structured(
     if padding is not None:
         padding = padding.bool()
         if padding.shape[1] < keys + kv_offset:  # what a static cache has room for and the caller has not spoken of
-            padding = torch.nn.functional.pad(padding, (0, keys + kv_offset - padding.shape[1]))
+            padding = F.pad(padding, (0, keys + kv_offset - padding.shape[1]))
         function = and_masks(function, padding_mask_function(padding))
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

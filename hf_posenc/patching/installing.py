@@ -116,7 +116,7 @@ def change_backend(record: Patch, backend: str) -> None:
     Raises:
         ValueError: it cannot carry one of the placements.
     """
-    check_backend(backend, record.placements)
+    check_backend(record, backend, record.placements)
     record.backbone.config._attn_implementation = PREFIX + backend
 
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from ..architectures.base import Group
-from ..attention.choice import BACKENDS, BIASABLE
-from ..encodings import ENCODINGS, create
+from ..attention.choice import BIASABLE, FLASH
+from ..attention.columns import WIDEST
+from ..attention.columns import WIDTH as COLUMNS
+from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.contract import check_stages
 from .record import Patch, Placement, Request, attribute_name
 
@@ -23,7 +25,7 @@ def planned(record: Patch, request: Request, native_slot: bool = True) -> list[P
     kept = [p for p in record.placements if not set(p.request.layers) & set(request.layers)]
     after = [*kept, *placed(record, request, len(kept), native_slot)]
     after = [dataclasses.replace(p, attribute=attribute_name(i)) for i, p in enumerate(after)]
-    check_backend(record.live_backend, after)
+    check_backend(record, record.live_backend, after)
     return after
 
 
@@ -75,12 +77,25 @@ def _table(record: Patch) -> torch.Tensor | None:
     return record.architecture.native_table(record.native)
 
 
-def check_backend(backend: str, placements: Sequence[Placement]) -> None:
+def check_backend(record: Patch, backend: str, placements: Sequence[Placement]) -> None:
     """Raise ValueError if attention `backend` cannot carry one of the placements."""
     for placement in placements:
-        able = BIASABLE if any(placement.encoding.has(stage) for stage in ("bias", "context_bias", "regions")) else BACKENDS
-        if placement.in_attention and backend not in able:
+        if placement.in_attention and (why := _cannot_carry(record, backend, placement.encoding)):
             raise ValueError(
-                f"{placement.request.name!r} changes the attention scores, which attention backend {backend!r} cannot carry; "
-                f"load the model with attn_implementation= one of {', '.join(able)}"
+                f"{placement.request.name!r} changes the attention scores, which attention backend {backend!r} cannot carry{why}; "
+                f"load the model with attn_implementation= one of {', '.join(BIASABLE)}"
             )
+
+
+def _cannot_carry(record: Patch, backend: str, encoding: PositionalEncoding) -> str:
+    """Why not, in words that go on from "cannot carry"; nothing if it can."""
+    scores = [stage for stage in ("bias", "context_bias", "regions") if encoding.has(stage)]
+    if backend in BIASABLE or (backend in FLASH and not scores):
+        return ""
+    if backend not in FLASH or scores != ["bias"] or not encoding.has("columns"):
+        return " at all"
+    if getattr(record.backbone.config, "attn_logit_softcapping", None) is not None:
+        return ", because its softcap would cap the bias too"
+    if encoding.geometry.head_dim + COLUMNS > WIDEST:
+        return f" in heads that are {encoding.geometry.head_dim} wide, because it needs {COLUMNS} more"
+    return ""

@@ -1,0 +1,311 @@
+"""The engine of accelerators, with a kernel written out: every encoding under every mask against the dense definition in float64."""
+
+import itertools
+
+import pytest
+import reference_flex
+import torch
+from test_attention import Site, setting
+from test_paths import OWN, TOLERANCE
+from tiny import tiny_config
+from torch.nn.attention import flex_attention as torch_flex
+from torch.nn.attention.flex_attention import BlockMask
+from torch.testing import assert_close
+from transformers import DynamicCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask, create_sliding_window_causal_mask
+
+import hf_posenc
+from hf_posenc.attention import blocks, choice, entry, flex, layout, sparse, structured
+from hf_posenc.attention.call import Call
+from hf_posenc.attention.dense import by_group
+from hf_posenc.attention.entry import posenc_attention
+from hf_posenc.encodings import ENCODINGS, Geometry
+
+SCORING = [n for n in hf_posenc.list_encodings() if {"bias", "context_bias", "regions"} & set(hf_posenc.describe(n).stages)]
+LENGTH, NATIVE = 200, 96
+
+
+@pytest.fixture
+def accelerated(monkeypatch):
+    """CPU tensors take the paths of an accelerator; the paths that are taken."""
+    monkeypatch.setattr(Call, "place", "cuda")
+    monkeypatch.setattr(layout, "at_hand", lambda x: False)
+    monkeypatch.setattr(blocks, "_free", lambda device: 1 << 30)
+    monkeypatch.setattr(flex, "kernel", reference_flex.kernel)
+    taken = []
+
+    def choose(encoding, asked):
+        taken.append(choice.choose(encoding, asked).path)
+        return choice.Choice(taken[-1], "")
+
+    monkeypatch.setattr(entry, "choose", choose)
+    return taken
+
+
+def site_of(name, **sizes):
+    """An attention module with the encoding, and q, k, v."""
+    site, *states = setting(name if name not in OWN else "alibi", native=NATIVE, **sizes)
+    if name in OWN:
+        site = Site(OWN[name](Geometry(64, 4, 2, 16, max_positions=NATIVE)), 2)
+    return site, *states
+
+
+def problem(kind, queries=LENGTH, keys=LENGTH):
+    """Positions of queries and keys, the pairs [B,1,Q,K] that meet, and the mask that says so."""
+    i, j = torch.arange(queries)[:, None] + keys - queries, torch.arange(keys)
+    k_pos, seen = j.expand(2, -1), (j <= i).expand(2, 1, -1, -1)
+    if kind == "padded":
+        start = torch.tensor([70, 0])
+        k_pos = (j - start[:, None]).clamp(min=0)
+        seen = seen & (j >= start[:, None])[:, None, None]
+    elif kind == "packed":
+        document = j // 77
+        k_pos = (j - 77 * document).expand(2, -1)
+        seen = seen & (document[i[:, 0], None] == document)
+    elif kind == "window":
+        seen = seen & (j > i - 50)
+    elif kind == "holes":
+        seen = (seen & (torch.rand(2, 1, queries, keys, generator=torch.Generator().manual_seed(0)) < 0.6)) | (i == j)
+    elif kind == "jumps":
+        k_pos = torch.stack((j + 40 * (j > 90), j + 25 * (j > 30)))
+    mask = None if kind in ("plain", "jumps") and queries in (1, keys) else seen.contiguous()
+    if kind == "numbers":
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min) + 0.5 * torch.sin(j + i.float()) * seen
+    return k_pos[:, keys - queries :], k_pos, seen, mask
+
+
+def dense(encoding, q, k, v, q_pos, k_pos, seen, numbers=0.0, softcap=None, sinks=None):
+    """The definition of attention under an encoding, all of it in the dtype of `q`."""
+    stored, scaling = encoding.cached_key(k, k_pos), q.shape[-1] ** -0.5
+    scores = encoding.content_scores(q, stored, q_pos, k_pos, scaling)
+    hidden = scores == -torch.inf
+    scores = scores if softcap is None else (softcap * torch.tanh(scores / softcap)).masked_fill(hidden, -torch.inf)
+    if encoding.has("context_bias"):
+        scores = scores + encoding.context_bias(q, stored, q_pos, k_pos, scaling)
+    if encoding.has("bias"):
+        scores = scores + encoding.bias_matrix(q_pos.double(), k_pos.double())
+    scores = (scores + numbers).masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)), -1)
+    weights = scores.softmax(-1).nan_to_num(0.0)[..., : k.shape[2]]
+    return by_group(weights, v).transpose(1, 2)
+
+
+def expected_path(name, grad, regional):
+    """What an accelerator does, from what the encoding declares."""
+    cls = OWN.get(name) or ENCODINGS[name]
+    if cls.has("context_bias") or (cls.data_dependent and regional):
+        return "blocks"
+    if not cls.has("bias") and not regional:
+        return "stock"
+    learned = name == "leaning" or (name in ENCODINGS and list(hf_posenc.create(name, Geometry(64, 4)).parameters()))
+    return "blocks" if grad and learned and not cls.relative else "flex"
+
+
+CASES = [
+    *(
+        ("plain", LENGTH, LENGTH),
+        ("padded", LENGTH, LENGTH),
+        ("packed", LENGTH, LENGTH),
+        ("window", LENGTH, LENGTH),
+        ("holes", LENGTH, LENGTH),
+    ),
+    *(("jumps", LENGTH, LENGTH), ("numbers", LENGTH, LENGTH), ("window", 140, 300), ("padded", 60, LENGTH), ("plain", 1, LENGTH)),
+    *(("padded", 1, LENGTH), ("plain", 256, 256)),
+]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(("kind", "queries", "keys"), CASES)
+@pytest.mark.parametrize("name", [*SCORING, "slanted", "leaning"])
+def test_every_encoding_under_every_mask(accelerated, name, kind, queries, keys, grad):
+    if kind in ("jumps", "packed") and queries != keys:
+        pytest.skip("cached keys are one position apart")
+    site, q, k, v = site_of(name, queries=queries, keys=keys)
+    q_pos, k_pos, seen, mask = problem(kind, queries, keys)
+    if not site.encoding.any_length and int(q_pos.max()) >= site.encoding.context_length:
+        pytest.skip("past what the encoding reaches")
+    numbers = mask.double().masked_fill(~seen, 0) if kind == "numbers" else 0.0
+    twins = [x.double().requires_grad_(grad) for x in (q, k, v)]
+    wanted = dense(site.encoding, *twins, q_pos, k_pos, seen, numbers)
+    inputs = [x.clone().requires_grad_(grad) for x in (q, k, v)]
+    with torch.set_grad_enabled(grad):
+        output, _ = posenc_attention("sdpa", site, *inputs, mask, position_ids=q_pos)
+    real = seen.any(-1)[:, 0]  # what a query gives that sees nothing is nobody's business, as long as it is finite
+    assert output.isfinite().all()
+    assert_close(output.double()[real], wanted[real], **TOLERANCE[torch.float32])
+    regional = entry.are_bounded(site.encoding.regions(q_pos, k_pos))
+    assert accelerated == [expected_path(name, grad, regional)]
+    if grad:
+        learned = [p for p in site.encoding.parameters() if p.requires_grad]
+        sums = output.double()[real].square().sum(), wanted[real].square().sum()
+        ours = torch.autograd.grad(sums[0], inputs + learned, allow_unused=True, materialize_grads=True)
+        theirs = torch.autograd.grad(sums[1], twins + learned, allow_unused=True, materialize_grads=True)
+        for one, other in zip(ours, theirs, strict=True):
+            scale = max(1.0, float(other.abs().max()))
+            assert_close(one.double() / scale, other.double() / scale, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SCORING)
+def test_half_precision(accelerated, name, dtype):
+    site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
+    site.encoding.to(dtype)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    q_pos, k_pos, seen, mask = problem("padded")
+    output, _ = posenc_attention("sdpa", site, q, k, v, mask, position_ids=q_pos)
+    wanted = dense(site.encoding, q.double(), k.double(), v.double(), q_pos, k_pos, seen)
+    real = seen.any(-1)[:, 0]
+    assert output.dtype == dtype
+    assert_close(output.double()[real], wanted[real], **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", SCORING)
+def test_softcaps_and_sinks(accelerated, name):
+    site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
+    q_pos, k_pos, seen, mask = problem("window")
+    sinks = torch.linspace(-1, 2, q.shape[1])
+    for more in ({"softcap": 1.5}, {"s_aux": sinks}, {"softcap": 1.5, "s_aux": sinks}):
+        output, _ = posenc_attention("sdpa", site, q, k, v, mask, position_ids=q_pos, **more)
+        states = (x.double() for x in (q, k, v))
+        wanted = dense(site.encoding, *states, q_pos, k_pos, seen, softcap=more.get("softcap"), sinks=more.get("s_aux"))
+        assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
+
+
+def test_dropout_goes_by_block(accelerated):
+    """Flex attention has none: all of it would be lost without a word."""
+    site, q, k, v = site_of("alibi", queries=LENGTH, keys=LENGTH)
+    site.train()
+    q_pos, *_ = problem("plain")
+    outputs = [posenc_attention("sdpa", site, q, k, v, None, position_ids=q_pos, dropout=0.5)[0] for _ in range(2)]
+    assert set(accelerated) == {"blocks"}
+    assert not torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("kind", ["plain", "padded", "window", "holes"])
+@pytest.mark.parametrize("name", [n for n in SCORING if expected_path(n, False, True) == "flex"])
+def test_the_kernel_of_pytorch(accelerated, name, kind, monkeypatch):
+    """PyTorch's own reference of its kernel takes what it is given, log-sum-exp included."""
+    monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(flex, "kernel", KERNEL)
+    monkeypatch.setattr(flex, "_compiled", lambda owner: torch_flex.flex_attention)
+    site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
+    q_pos, k_pos, seen, mask = problem(kind)
+    with torch.no_grad():
+        output, _ = posenc_attention("sdpa", site, q, k, v, mask, position_ids=q_pos)
+    assert accelerated == ["flex"]
+    wanted = dense(site.encoding, q.double(), k.double(), v.double(), q_pos, k_pos, seen)
+    real = seen.any(-1)[:, 0]
+    assert_close(output.double()[real], wanted[real], **TOLERANCE[torch.float32])
+
+
+KERNEL = flex.kernel
+
+
+# -- blocks ---------------------------------------------------------------------------------------------------------------
+
+
+def spread(mask: BlockMask, pairs) -> torch.Tensor:
+    """How often each pair [B,1,Q,K] is attended to."""
+    queries, keys = mask.shape[-2:]
+    return reference_flex.occurrences(mask, reference_flex.indices((len(pairs), 1, queries, keys), pairs.device)).expand_as(pairs)
+
+
+def fewest(pairs) -> int:
+    """Blocks that have any pair, counted one by one."""
+    starts = itertools.product(range(0, pairs.shape[-2], sparse.SIZE), range(0, pairs.shape[-1], sparse.SIZE))
+    return sum(int(pairs[..., q : q + sparse.SIZE, k : k + sparse.SIZE].flatten(1).any(1).sum()) for q, k in starts)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(512, 512), (500, 500), (130, 700), (1, 700)])
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed", "window", "holes"])
+def test_blocks_hold_the_mask_and_no_more(kind, queries, keys):
+    q_pos, _, seen, mask = problem(kind, queries, keys)
+    found = sparse.block_mask(layout.Layout(q_pos, mask, keys))
+    assert torch.equal(spread(found, seen), seen.int())
+    listed = found.kv_num_blocks.sum() + found.full_kv_num_blocks.sum()
+    assert int(listed) * len(seen) // len(found.kv_num_blocks) == fewest(seen)
+
+
+@pytest.mark.parametrize("name", [n for n in SCORING if ENCODINGS[n].has("regions") and not ENCODINGS[n].data_dependent])
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed", "window"])
+def test_regions_share_the_pairs(name, kind):
+    """Each visible pair is in one region at most, and only in the blocks of its own."""
+    site, *_ = site_of(name)
+    q_pos, k_pos, seen, mask = problem(kind, 700, 700)
+    where = layout.Layout(q_pos, mask, 700)
+    total = 0
+    for region in site.encoding.regions(q_pos, k_pos):
+        found, pairs = sparse.block_mask(where, region), seen & region.pairs(q_pos, k_pos)
+        assert torch.equal(spread(found, seen), pairs.int())
+        listed = int(found.kv_num_blocks.sum() + found.full_kv_num_blocks.sum()) * len(seen) // len(found.kv_num_blocks)
+        assert listed <= (1.25 * fewest(pairs) + 2 if kind == "plain" else fewest(seen))
+        total = total + pairs.int()
+    assert total.max() <= 1
+
+
+def masks(kind, length=300):
+    """What transformers makes of one batch: through its sdpa function, and through ours as on an accelerator."""
+    config = tiny_config("mistral" if kind == "window" else "llama", **({"sliding_window": 60} if kind == "window" else {}))
+    config._attn_implementation = "sdpa"
+    embeds, padding, pos, cache = torch.zeros(2, length, 64), None, torch.arange(length)[None], None
+    if kind == "padded":
+        padding = torch.ones(2, length, dtype=torch.long)
+        padding[0, :130] = 0
+    if kind == "packed":
+        pos = pos % 110
+    if kind == "chunk":
+        cache = DynamicCache(config=config)
+        cache.update(torch.zeros(2, 2, 80, 16), torch.zeros(2, 2, 80, 16), 0)
+        cache.update(torch.zeros(2, 2, 80, 16), torch.zeros(2, 2, 80, 16), 1)
+        padding = torch.ones(2, length + 80, dtype=torch.long)
+        padding[1, :20] = 0
+    make = create_sliding_window_causal_mask if kind == "window" else create_causal_mask
+    return lambda: make(config, embeds, padding, cache, pos)
+
+
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed", "window", "chunk"])
+def test_masks_of_transformers_in_blocks(kind, monkeypatch):
+    stock = masks(kind)()
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", structured.in_blocks)
+    ours = masks(kind)()
+    if stock is None:
+        assert ours is None
+        return
+    assert isinstance(ours, structured.StructuredMask)
+    assert torch.equal(spread(ours, stock), stock.int())
+    assert torch.equal(ours.written(), stock)
+    assert ours.to("cpu") is ours
+
+
+def test_a_mask_follows_its_layer(monkeypatch):
+    """To another device goes what its function holds too, once for all layers there; the meta device stands for one."""
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", structured.in_blocks)
+    mask = masks("padded")()
+    there = mask.to("meta")
+    assert there is mask.to(torch.device("meta"))
+    assert there.to("meta") is there
+    index = reference_flex.indices((2, 1, 300, 300), torch.device("meta"))
+    assert there.mask_mod(*index).device.type == "meta"
+    assert there.kv_indices.device.type == "meta"
+    assert mask.mask_mod(*reference_flex.indices((2, 1, 300, 300), torch.device("cpu"))).device.type == "cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "padded", "window"])
+@pytest.mark.parametrize("name", [n for n in SCORING if ENCODINGS[n].has("bias")])
+@torch.no_grad()
+def test_compiled(accelerated, name, kind, monkeypatch):
+    """What PyTorch compiles for a CPU, which has no log-sum-exp there, and so no regions: one graph serves all layers and their lengths."""
+    monkeypatch.setattr(flex, "kernel", KERNEL)
+    flex._compiled.cache_clear()
+    torch._dynamo.reset()
+    for length in (200, 300, 333):
+        site, q, k, v = site_of(name, queries=length, keys=length, seed=length)
+        q_pos, k_pos, seen, mask = problem(kind, length, length)
+        output, _ = posenc_attention("sdpa", site, q, k, v, mask, position_ids=q_pos)
+        wanted = dense(site.encoding, q.double(), k.double(), v.double(), q_pos, k_pos, seen)
+        real = seen.any(-1)[:, 0]
+        assert_close(output.double()[real], wanted[real], **TOLERANCE[torch.float32])
+    assert set(accelerated) == {"flex"}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 + (kind != "plain")
