@@ -104,6 +104,11 @@ def precise(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The most precise real numbers of a device: float64, but float32 on Apple's, exact for whole numbers up to 2**24."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def has_values(x: Tensor) -> bool:
     """Whether there are numbers in `x` to look at: there are none on the meta device, or while shapes alone are worked out."""
     return not x.is_meta and not isinstance(x, FakeTensor)

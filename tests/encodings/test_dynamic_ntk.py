@@ -12,7 +12,8 @@ def test_equals_transformers(released, llama_rotary, factor):
     config = llama_rotary(released, {"rope_type": "dynamic", "factor": factor}).config
     native = released.max_positions
     for n in (1, native - 1, native, native + 1, 2 * native, 5 * native + 3):
-        assert torch.equal(dynamic.frequencies_at(n), ROPE_INIT_FUNCTIONS["dynamic"](config, "cpu", seq_len=n)[0])
+        ours, theirs = dynamic.frequencies_for(torch.tensor(n - 1)), ROPE_INIT_FUNCTIONS["dynamic"](config, "cpu", seq_len=n)[0]
+        torch.testing.assert_close(ours, theirs, rtol=0 if n <= native else 3e-7, atol=0)
 
 
 def frequencies(tokens, factor, native=16, width=8):
@@ -38,10 +39,12 @@ def test_as_decoded_as_evaluated(geometry, random_qk, step):
 
 
 def test_step_rounds_the_length_up(geometry):
-    dynamic = create("dynamic_ntk", geometry, factor=2.0, step=5)
-    expected = [16] * 16 + [21] * 5 + [26] * 5 + [31] * 5
-    assert [dynamic.regime(position)[0] for position in range(31)] == expected
-    assert [dynamic.regime(position)[1] for position in range(31)] == expected
+    dynamic, paper = (create("dynamic_ntk", geometry, factor=2.0, step=step) for step in (5, 1))
+    lengths = torch.tensor([16] * 16 + [21] * 5 + [26] * 5 + [31] * 5)
+    assert torch.equal(dynamic.frequencies_for(torch.arange(31)), paper.frequencies_for(lengths - 1))
+    changes = [16, 21, 26, 31]
+    for first in range(31):
+        assert list(dynamic.changes(first, 32)) == [x for x in changes if x > first]
     assert create("dynamic_ntk", geometry, factor=2.0).step == 1
 
 

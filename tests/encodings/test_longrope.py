@@ -28,7 +28,7 @@ def test_equals_transformers(released, llama_rotary, attention_factor):
     config = llama_rotary(released, {"rope_type": "longrope", "original_max_position_embeddings": native} | options).config
     for length in (1, native, native + 1, 8 * native):
         inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=length)
-        assert torch.equal(longrope.frequencies_at(length), inv_freq)
+        assert torch.equal(longrope.frequencies_for(torch.tensor(length - 1)), inv_freq)
         assert longrope.attention_factor == factor
 
 
@@ -52,8 +52,10 @@ def test_as_decoded_as_evaluated(geometry, random_qk):
 
 def test_starts_from_ntk(released):
     longrope = create("longrope", released, factor=4.0)
-    assert torch.equal(longrope.frequencies_at(1), create("rope", released).inv_freq)
-    torch.testing.assert_close(longrope.frequencies_at(10**6), create("ntk", released, factor=4.0).inv_freq, rtol=1e-5, atol=0)
+    assert torch.equal(longrope.frequencies_for(torch.tensor(0)), create("rope", released).inv_freq)
+    torch.testing.assert_close(
+        longrope.frequencies_for(torch.tensor(10**6)), create("ntk", released, factor=4.0).inv_freq, rtol=1e-5, atol=0
+    )
 
 
 def test_keeps_the_factors_of_the_model(phi3):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding
+from ..base import Geometry, PositionalEncoding, widest
 from ..rotary.rope import Place, RoPE, cos_sin, once, turn_pairs
 
 
@@ -47,7 +47,7 @@ class RemappedRoPE(PositionalEncoding):
             return k
 
         def turns() -> tuple[Tensor, Tensor]:
-            pos = k_pos.double()
+            pos = k_pos.to(widest(k_pos.device))
             return cos_sin(place(pos) - self.stored(pos), self.base.inv_freq, 1.0, k)
 
         cos, sin = once(k_pos, (self, place, k.dtype), turns)

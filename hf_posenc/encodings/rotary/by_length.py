@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ..base import Region, has_values
-from .rope import cos_sin, turn_pairs
+from .rope import cos_sin, once, turn_pairs
 from .scaling import ScaledRoPE
 
 
 class RoPEByLength(ScaledRoPE):
     """A query at position i sees all keys turned with the frequencies of a text of i + 1 tokens.
 
-    Each query row is a region of its own kind, so one pass over a text gives what token-by-token decoding gives. Keys
-    are cached raw. Stock transformers uses the frequencies of the whole input for every row and leaves keys in the
-    cache as they were first turned, so that its evaluation and its decoding disagree.
+    Queries that share frequencies are a region of their own, so one pass over a text gives what token-by-token decoding
+    gives. Keys are cached raw. Stock transformers uses the frequencies of the whole input for every row and leaves keys in
+    the cache as they were first turned, so that its evaluation and its decoding disagree.
     """
 
     relative = False
     caches = "raw"
-    data_dependent = True
 
-    def regime(self, position: int) -> tuple[int, int]:
-        """The text length in tokens whose frequencies serve the query at `position`, and the first later position that they do not."""
+    def frequencies_for(self, pos: Tensor) -> Tensor:
+        """Inverse frequencies [..., r/2] in float32 that serve queries at `pos` [...], on its device."""
         raise NotImplementedError
 
-    def frequencies_at(self, length: int) -> Tensor:
-        """Inverse frequencies [r/2] for a text of `length` tokens."""
+    def changes(self, first: int, last: int) -> Iterable[int]:
+        """The positions after `first`, up to `last`, from which on the frequencies are others, in ascending order."""
         raise NotImplementedError
+
+    def starts(self, q_pos: Tensor) -> list[int]:
+        """Where the regions of queries at `q_pos` [B,Q] begin, in ascending order."""
+        first, last = torch.stack(q_pos.aminmax()).tolist() if has_values(q_pos) else (0, 0)
+        return [first, *self.changes(first, last)]
 
     def frequencies(self) -> tuple[Tensor, float] | None:
         return None
@@ -37,23 +44,25 @@ class RoPEByLength(ScaledRoPE):
     def rope_parameters(self):
         return None
 
-    def inverse_frequencies(self) -> Tensor:
-        return self.frequencies_at(1)
-
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
-        position, last = (int(x) for x in q_pos.aminmax()) if has_values(q_pos) else (0, 0)
-        regions = []
-        while position <= last:
-            length, end = self.regime(position)
-            regions.append(Region(partial(self._rotate_at, length), queries=(position, end)))
-            position = end
-        return regions if len(regions) > 1 else [regions[0]._replace(queries=None)]
+        if q_pos.shape[1] == 1:
+            return [Region(self._rotate_rows)]
+        starts = self.starts(q_pos)
+        inv_freq = self.frequencies_for(torch.tensor(starts, device=q_pos.device))
+        if len(starts) == 1:
+            return [Region(partial(self._rotate_by, inv_freq[0]))]
+        bounds = zip(starts, [*starts[1:], sys.maxsize], strict=True)
+        return [Region(partial(self._rotate_by, own), queries=queries) for own, queries in zip(inv_freq, bounds, strict=True)]
 
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{self.name} turns every query row differently; it has regions")
 
-    def _rotate_at(self, length: int, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
-        inv_freq = self.frequencies_at(length).to(q.device)
+    def _rotate_rows(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row of the batch as its only query, at `q_pos` [B,1], asks for."""
+        inv_freq = once(q_pos, (self,), lambda: self.frequencies_for(q_pos))
+        return self._rotate_by(inv_freq[:, None], q, k, q_pos, k_pos)
+
+    def _rotate_by(self, inv_freq: Tensor, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         return self._turned(q, q_pos, inv_freq), self._turned(k, k_pos, inv_freq)
 
     def _turned(self, x: Tensor, pos: Tensor, inv_freq: Tensor) -> Tensor:

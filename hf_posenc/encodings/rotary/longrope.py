@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..base import Geometry, register
+from ..base import Geometry, at_hand, register
 from ..options import count, positive
 from .by_length import RoPEByLength
+from .rope import exponents
 
 
 @register("longrope")
@@ -33,6 +34,8 @@ class LongRoPE(RoPEByLength):
 
     Works without training at small factors. Differs from the paper: no unscaled initial tokens, as in all released models.
     """
+
+    long_freq: Tensor
 
     def __init__(
         self,
@@ -66,13 +69,25 @@ class LongRoPE(RoPEByLength):
     def native_length(self) -> int:
         return self.length
 
-    def regime(self, position: int) -> tuple[int, int]:
-        return (self.length, self.length) if position < self.length else (self.length + 1, sys.maxsize)
+    def inverse_frequencies(self) -> Tensor:
+        return self._divided(self.short)
 
-    def frequencies_at(self, length: int) -> Tensor:
-        factors = torch.tensor(self.long if length > self.length else self.short, dtype=torch.float32)
-        exponent = torch.arange(0, self.dim, 2, dtype=torch.int64).float() / self.dim
-        return 1.0 / (factors * self.theta**exponent)
+    def reset_buffers(self) -> None:
+        super().reset_buffers()
+        self.set_buffer("long_freq", self._divided(self.long))
+
+    def _divided(self, factors: list[float]) -> Tensor:
+        return 1.0 / (torch.tensor(factors, dtype=torch.float32) * self.theta ** exponents(self.dim))
+
+    def frequencies_for(self, pos: Tensor) -> Tensor:
+        short, long = self.inv_freq.to(pos.device), self.long_freq.to(pos.device)
+        return torch.where(pos[..., None] < self.length, short, long)
+
+    def changes(self, first: int, last: int) -> Iterable[int]:
+        return [self.length] if first < self.length <= last else []
+
+    def starts(self, q_pos: Tensor) -> list[int]:
+        return super().starts(q_pos) if at_hand(q_pos) else [-sys.maxsize, self.length]
 
 
 def _first(*values: Any) -> Any:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor
 
 from ..base import register
 from .rope import power_frequencies
 from .scaling import ScaledRoPE
 
+Number = TypeVar("Number", float, Tensor)
 
-def stretched_base(theta: float, dim: int, factor: float) -> float:
+
+def stretched_base(theta: float, dim: int, factor: Number) -> Number:
     """theta * s^(r / (r - 2)): the lowest frequency is divided by exactly s, the highest stays."""
-    return theta * factor ** (dim / (dim - 2)) if dim > 2 else theta
+    return theta * factor ** (dim / (dim - 2) if dim > 2 else 0)
 
 
 @register("ntk")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, at_hand, precise, register
+from ..base import Geometry, PositionalEncoding, at_hand, precise, register, widest
 from ..options import LARGEST_BASE, positive
 
 Place = Callable[[Tensor], Tensor]
@@ -18,7 +18,12 @@ BY_LENGTH = ("dynamic", "longrope")
 
 def power_frequencies(theta: float, dim: int) -> Tensor:
     """theta^(-2k/dim) for k = 0 .. dim/2 - 1, in radians per token, float32."""
-    return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.int64).to(torch.float) / dim))
+    return 1.0 / (theta ** exponents(dim))
+
+
+def exponents(dim: int, device: torch.device | None = None) -> Tensor:
+    """2k/dim for k = 0 .. dim/2 - 1, float32."""
+    return torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
 
 
 def once(pos: Tensor, key: tuple, make: Callable[[], Any]) -> Any:
@@ -33,7 +38,10 @@ def once(pos: Tensor, key: tuple, make: Callable[[], Any]) -> Any:
 
 
 def cos_sin(pos: Tensor, inv_freq: Tensor, factor: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B,1,T,n] of the angles pos [B,T] * inv_freq [n], times `factor`, in the precision that suits `like`."""
+    """Cosine and sine [B,1,T,n] of the angles pos [B,T] * inv_freq [n], times `factor`, in the precision that suits `like`.
+
+    `inv_freq` is [B,1,1,n] where each row of the batch has its own.
+    """
     wide = precise(like[..., :0], like).dtype
     angle = _exact(pos)[:, None, :, None] * precise(inv_freq, like)
     return angle.cos().to(wide) * factor, angle.sin().to(wide) * factor
@@ -50,9 +58,9 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor
 
 
 def _exact(pos: Tensor) -> Tensor:
-    """Positions in float64 where float32 might round them; elsewhere as they are, which gives the angles of transformers to the bit."""
+    """Positions as wide as can be where float32 might round them; elsewhere as they are, for the angles of transformers to the bit."""
     small = at_hand(pos) and not pos.is_floating_point() and (not pos.numel() or int(pos.max()) < 1 << 24)
-    return pos if small or pos.is_floating_point() else pos.double()
+    return pos if small or pos.is_floating_point() else pos.to(widest(pos.device))
 
 
 @register("rope")
@@ -104,7 +112,7 @@ class RoPE(PositionalEncoding):
         """x [B,H,T,D] at `pos` [1 or B,T], or at `place` of it."""
         if not x.shape[2]:
             return x
-        where = (lambda: pos) if place is None else lambda: place(pos.double())
+        where = (lambda: pos) if place is None else lambda: place(pos.to(widest(pos.device)))
         key = (self.inv_freq, self.attention_factor, place, x.dtype)
         cos, sin = once(pos, key, lambda: cos_sin(where(), self.inv_freq, self.attention_factor, x))
         return turn_pairs(x, cos, sin, self.geometry.interleaved)
