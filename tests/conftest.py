@@ -1,3 +1,5 @@
+import sys
+
 import design
 import pytest
 import torch
@@ -49,3 +51,28 @@ def batch():
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
     return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+
+
+def _everywhere(monkeypatch, name, answer):
+    """Let a predicate of `encodings.base` answer so wherever it is imported."""
+    for module in [module for path, module in sys.modules.items() if path.startswith("hf_posenc.") and hasattr(module, name)]:
+        monkeypatch.setattr(module, name, lambda x: answer)
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """A device at whose numbers the host cannot look: doing so raises, and so does an operand that was left on the host."""
+    _everywhere(monkeypatch, "has_values", True)
+    return torch.device("meta")
+
+
+@pytest.fixture
+def nothing_at_hand(monkeypatch):
+    """Numbers on the CPU are treated as if they were on an accelerator."""
+    _everywhere(monkeypatch, "at_hand", False)
+
+
+@pytest.fixture
+def single(monkeypatch):
+    """Positions are never as wide as float64."""
+    _everywhere(monkeypatch, "widest", torch.float32)

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import create_masks_for_generate, packed_sequence_mask_function
 
 from .cached import cache_in
+from .positions import COUNTED
 
 
 def hook_documents(decoder: nn.Module) -> RemovableHandle:
@@ -62,8 +63,9 @@ def rows_of(given: dict[str, Any]) -> tuple[int, Any, Any]:
 
 
 def readable(positions: Any, mask: Any) -> bool:
-    """Whether positions [B,Q] have values, and the mask, none or one for padding [B,Q], leaves it to them where documents begin."""
-    told = isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] > 1 and not positions.is_meta
+    """Whether positions [B,Q] were given, and the mask, none or one for padding [B,Q], leaves it to them where documents begin."""
+    given = isinstance(positions, Tensor) and not positions.is_meta and not hasattr(positions, COUNTED)
+    told = given and positions.ndim == 2 and positions.shape[1] > 1
     return told and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == positions.shape[1]))
 
 

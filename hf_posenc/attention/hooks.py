@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 from transformers import Cache
 
 from ..encodings import PositionalEncoding
-from ..encodings.base import has_values
+from ..encodings.base import at_hand, has_values
 from .cached import ENCODED, EncodedKeys, no_continuous_batching
 from .entry import PREFIX
-from .positions import resolve
+from .positions import bound, resolve
 
 
 class Placed(Protocol):
@@ -47,7 +48,7 @@ class BackbonePositions:
             if torch.is_grad_enabled():
                 getattr(backbone, placement.attribute, encoding).project()  # in the native slot: nothing
             if not encoding.any_length and has_values(pos) and not torch.compiler.is_compiling():
-                encoding.check_positions(int(pos.max()))
+                _check(encoding, pos, kwargs)
             if encoding.has("embed") and not placement.native:
                 kwargs["inputs_embeds"] = self._embedded(backbone, kwargs, getattr(backbone, placement.attribute), pos)
         return (), kwargs
@@ -64,6 +65,15 @@ class BackbonePositions:
         chosen = backbone.config._attn_implementation or "eager"
         if not chosen.startswith(PREFIX):
             change(chosen)
+
+
+def _check(encoding: PositionalEncoding, pos: torch.Tensor, arguments: dict[str, Any]) -> None:
+    """That the encoding is defined at `pos`. Numbers on a device are looked at only where the host does not know enough without them."""
+    last = None if at_hand(pos) else bound(arguments, pos)
+    if last is not None:
+        with suppress(ValueError):
+            return encoding.check_positions(last)
+    encoding.check_positions(int(pos.max()))
 
 
 class LayerRotation:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .cached import cache_in
 
 COUNTED = "posenc_counted"
-"""Attribute of a tensor of positions that are known to be one apart, padding left out: `resolve` has counted them."""
+"""Attribute of positions that `resolve` has counted: they go up by one from each token that the mask does not hide to the next."""
 
 
 def resolve(arguments: dict[str, Any]) -> Tensor:
@@ -30,9 +30,26 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
         return given.reshape(-1, length) if given.ndim > 2 and tokens is not None and tokens.ndim > 2 else given[...]
     mask, cache = arguments.get("attention_mask"), cache_in(arguments)
     if isinstance(mask, Tensor) and mask.ndim == (2 if tokens is None else tokens.ndim):
-        return (mask.flatten(0, -2).long().cumsum(-1) - 1).clamp(min=0)[:, -length:].to(device)
+        counted = (mask.flatten(0, -2).long().cumsum(-1) - 1).clamp(min=0)[:, -length:].to(device)
+    else:
+        counted = (torch.arange(length, device=device) + (0 if cache is None else cache.get_seq_length()))[None]
+    if not torch.compiler.is_compiling():
+        setattr(counted, COUNTED, True)
+    return counted
+
+
+def bound(arguments: dict[str, Any], pos: Tensor) -> int | None:
+    """A position that none of `pos`, as `resolve` has settled them, lies past; None where only the numbers in `pos` tell.
+
+    Positions that are given beside a filled cache are taken to go on from it.
+    """
+    mask, cache, length = arguments.get("attention_mask"), cache_in(arguments), pos.shape[-1]
     past = 0 if cache is None else cache.get_seq_length()
-    return (torch.arange(length, device=device) + past)[None]
+    if (counted := hasattr(pos, COUNTED)) and isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask.shape[-1] - 1
+    if counted or (past > 0 if isinstance(past, int) else length == 1):  # a static cache keeps its length on the device
+        return (length if cache is None else sum(cache.get_mask_sizes(length, 0))) - 1
+    return None
 
 
 def _of_embeddings(x: Tensor) -> tuple[torch.device, int]:

@@ -141,10 +141,10 @@ class PositionalEncoding(nn.Module):
     """What a pretrained model must be trained for after the swap; empty when it works at once."""
     positionless: ClassVar[bool] = False
     """Overrides no stage, by intent; each class says so for itself."""
-    takes_reach: ClassVar[bool] = False
-    """`context_bias` takes `reach`, more than any distance that occurs, where that is known; None elsewhere."""
     data_dependent: ClassVar[bool] = False
-    """What it computes with is chosen by the numbers in the position tensors, so that torch.compile breaks the graph there."""
+    """What it does to a block of queries is chosen by the numbers in the position tensors: torch.compile breaks the graph there."""
+    takes_reach: ClassVar[bool] = False
+    """`context_bias` takes `reach`, so as not to look for the largest distance in the position tensors."""
     per_layer: bool = False
     """Each layer has parameters of its own; otherwise all layers share one encoding."""
 
@@ -181,6 +181,9 @@ class PositionalEncoding(nn.Module):
 
         Returns:
             a tensor made for this call: the engine may write into it.
+
+        A class with `takes_reach` has a further argument, `reach: int | None = None`: a number above all distances
+        `q_pos - k_pos`, where the host knows one.
         """
         return torch.zeros((), device=q.device)
 

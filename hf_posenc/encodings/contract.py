@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,9 @@ class _Trial:
 
     def context_bias(self) -> None:
         stage, shape = "context_bias", (*self.q.shape[:3], self.k.shape[2])
-        bias = self.call(stage, self.q, self.stored, self.q_pos, self.k_pos, self.q.shape[-1] ** -0.5)
+        reach: dict[str, Any] = {"reach": self.k_pos.shape[1]} if self.encoding.takes_reach else {}
+        function = partial(self.encoding.context_bias, **reach)
+        bias = self.attempt(stage, function, self.q, self.stored, self.q_pos, self.k_pos, self.q.shape[-1] ** -0.5)
         if not isinstance(bias, Tensor) or not bias.is_floating_point() or bias.shape != shape:
             self.refuse(stage, f"must return real numbers of shape [B,H,Q,K] = {list(shape)}", bias)
         self.expect_numbers(stage, bias)

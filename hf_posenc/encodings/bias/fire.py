@@ -4,15 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..base import Geometry, PositionalEncoding, has_values, precise, register
+from ..base import Geometry, PositionalEncoding, at_hand, has_values, precise, register
 from ..options import flag
 
 WIDTH = 32
 THRESHOLD = 512.0
 C = 0.1
 EPS = 1e-6
-PIECE, DEVICE_PIECE = 1 << 14, 1 << 21
-"""Pairs of tokens whose hidden units are in memory at once: on a CPU in its cache, elsewhere enough to keep the device busy."""
+PIECE, DEVICE_PIECE = 1 << 14, 1 << 20
+"""Pairs of tokens whose hidden units are in memory at once: on a CPU in its cache, elsewhere in 128 MiB, which keep a device busy."""
 
 
 @register("fire")
@@ -46,26 +46,27 @@ class FIRE(PositionalEncoding):
         return torch.log1p(c * distance) / (torch.log1p(c * torch.maximum(precise(q_pos, q_pos), threshold)) + EPS)
 
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        w1, b1, w2, b2 = (precise(x, q_pos) for x in (self.w1, self.b1, self.w2, self.b2))
+        w1, b1, w2, b2 = self.weights(q_pos)
         ratio, out = self.ratio(q_pos, k_pos), b2[h]
         for unit in range(WIDTH):
             out = out + torch.relu(w1[unit] * ratio + b1[unit]) * w2[h, unit]
         return out
 
     def bias_matrix(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not has_values(q_pos):  # which units bend is data; a compiler fuses the plain definition
+        if torch.compiler.is_compiling() or not has_values(q_pos):  # a compiler fuses the plain definition
             return super().bias_matrix(q_pos, k_pos)
         ratio = self.ratio(q_pos[:, :, None], k_pos[:, None, :])
-        out = Perceptron.apply(ratio.flatten(), *self.bent(ratio))
+        out = Perceptron.apply(ratio.flatten(), *(self.bent(ratio) if at_hand(ratio) else self.weights(ratio)))
         return out.view(self.geometry.num_heads, *ratio.shape).transpose(0, 1)
 
-    def bent(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """f between 0 and 1 with fewer units: those that bend there, and one for all that are linear there.
-
-        Returns:
-            w1 [N], b1 [N], w2 [H,N] and b2 [H].
-        """
+    def weights(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """w1 [N], b1 [N], w2 [H,N] and b2 [H] of f, in the precision that suits `like`."""
         w1, b1, w2, b2 = (precise(x, like) for x in (self.w1, self.b1, self.w2, self.b2))
+        return w1, b1, w2, b2
+
+    def bent(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same of f between 0 and 1 with fewer units: those that bend there, and one for all that are linear there."""
+        w1, b1, w2, b2 = self.weights(like)
         first, last = b1 > 0, w1 + b1 > 0
         bent, on = first != last, first & last
         # Sums of products, which autocast leaves in float32.
@@ -95,7 +96,7 @@ class Perceptron(torch.autograd.Function):
         grad_z, grad_w1, grad_b1, grad_w2 = (torch.zeros_like(x) for x in (z, w1, b1, w2))
         for piece in _pieces(z):
             hidden = _hidden(z[piece], w1, b1)
-            inner = w2.T @ grad[:, piece] * (hidden > 0)
+            inner = (w2.T @ grad[:, piece]).mul_(hidden > 0)
             grad_z[piece] = w1 @ inner
             grad_w1 += inner @ z[piece]
             grad_b1 += inner.sum(1)

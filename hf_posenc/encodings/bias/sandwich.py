@@ -3,10 +3,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, precise, register
+from ..base import Geometry, PositionalEncoding, precise, register, widest
 from ..options import count
 
 LARGEST_DIM = 1 << 16
+AT_ONCE = 1 << 22
+"""Cosines in memory at once; where there are more, those of one frequency after the other."""
 
 
 @register("sandwich")
@@ -36,11 +38,15 @@ class Sandwich(PositionalEncoding):
 
     def reset_buffers(self) -> None:
         k = torch.arange(self.dim // 2) + self.first
-        self.set_buffer("inv_freq", (10_000.0 ** (-2 * k.double() / self.dim)).float())
+        self.set_buffer("inv_freq", (10_000.0 ** (-2 * k.to(widest(k.device)) / self.dim)).float())
 
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        distance = precise(q_pos - k_pos, q_pos)
-        total = torch.zeros_like(distance)
-        for inv_freq in precise(self.inv_freq, q_pos):
-            total = total + ((distance * inv_freq).cos() - 1)
+        distance, inv_freq = precise(q_pos - k_pos, q_pos), precise(self.inv_freq, q_pos)
+        # Inside a kernel of flex attention, where `distance` is one number, and when compiled, no axis can or need be added.
+        if distance.ndim and distance.numel() * len(inv_freq) <= AT_ONCE and not torch.compiler.is_compiling():
+            total = ((distance[..., None] * inv_freq).cos() - 1).sum(-1)
+        else:
+            total = torch.zeros_like(distance)
+            for one in inv_freq:
+                total = total + ((distance * one).cos() - 1)
         return total * (self.geometry.num_heads / 8) / (h + 1)
