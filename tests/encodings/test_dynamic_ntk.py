@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from hf_posenc.encodings import create
+from hf_posenc.encodings import Geometry, create
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, 6.5])
@@ -61,3 +61,23 @@ def test_bad_options(geometry, options):
 def test_refuses_a_scaled_model(yarned):
     with pytest.raises(ValueError, match="does not compose"):
         create("dynamic_ntk", yarned, factor=2.0)
+
+
+@pytest.mark.parametrize("name, options", [("dynamic_ntk", {}), ("dynamic_ntk", {"step": 1}), ("longrope", {})])
+def test_a_row_of_one_query_has_the_numbers_of_a_pass_over_the_text(name, options):
+    """To the bit: whatever is decoded beside it, and however long the text that it was evaluated in."""
+    encoding = create(name, Geometry(hidden_size=512, num_heads=4, theta=500_000.0, max_positions=256), factor=4.0, **options)
+    k = torch.randn(2, 4, 3, 128)
+    for rows in ([255, 256], [303, 777], [0, 1024]):
+        q_pos = torch.tensor(rows)[:, None]
+        k_pos = q_pos - torch.arange(3)
+        (alone,) = encoding.regions(q_pos, k_pos)
+        assert alone.keys is None and alone.queries is None
+        whole, met = torch.arange(max(rows) + 1).expand(2, -1), 0
+        for region in encoding.regions(whole, whole):
+            for b, position in enumerate(rows):
+                if region.queries is None or region.queries[0] <= position < region.queries[1]:
+                    turned = [x.rotate(k[:, :, :1], k, q_pos, k_pos) for x in (alone, region)]
+                    assert all(torch.equal(one[b], other[b]) for one, other in zip(*turned, strict=True))
+                    met += 1
+        assert met == 2

@@ -105,6 +105,7 @@ WRONG = {
         r"context_bias must .* = \[2, 4, 3, 7\]; got .*\[2, 4, 7, 3\]",
     ),
     "one head": (context_of(lambda q, k, *p: q[:, :1] @ k[:, :1].mT), r"context_bias must return .*; got float32 of shape \[2, 1, 3, 7\]"),
+    "no reach": (context_of(lambda q, k, *p: q @ k[:, :1].mT) | {"takes_reach": True}, r"context_bias failed .* argument 'reach'"),
     "flags": (context_of(lambda q, k, *p: torch.ones(2, 4, 3, 7) > 0), r"context_bias must return real numbers .*; got bool"),
     # the cache
     "no key": ({"cached_key": lambda self, k, pos: None} | bias_of(slope), r"cached_key must return .*\[B,G,K,D\] or wider.*; got None"),

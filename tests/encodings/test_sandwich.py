@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_posenc.encodings import create
+from hf_posenc.encodings.bias import sandwich as sandwich_module
 
 
 def sinusoid(position, dim, first):
@@ -56,3 +58,36 @@ def test_bad_first(geometry, option):
 def test_bad_options(geometry, dim, message):
     with pytest.raises(ValueError, match=message):
         create("sandwich", geometry, dim=dim)
+
+
+@pytest.mark.parametrize("most", [0, sandwich_module.AT_ONCE])
+def test_a_number_alone_is_that_of_the_block(geometry, most, monkeypatch):
+    """However the frequencies are summed."""
+    monkeypatch.setattr(sandwich_module, "AT_ONCE", most)
+    sandwich, distance = create("sandwich", geometry), torch.arange(300)
+    block = sandwich.bias(torch.tensor(2), distance, torch.zeros(300, dtype=torch.long))
+    single = torch.vmap(lambda t: sandwich.bias(torch.tensor(2), t, torch.zeros_like(t)))(distance)
+    torch.testing.assert_close(single, block, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape, axes", [((300,), 2), ((), 0), ((1 << 9, 1 << 9), 2)])
+def test_frequencies_have_an_axis_where_there_is_room(geometry, shape, axes):
+    """A table of distances takes one sum, not a kernel for each frequency; one number inside a kernel, and a large block, take no axis."""
+    sandwich = create("sandwich", geometry)
+    with Sizes() as sizes:
+        sandwich.bias(torch.tensor(0), torch.zeros(shape, dtype=torch.long), torch.zeros((), dtype=torch.long))
+    assert max(sizes.dims) == axes
+
+
+class Sizes(TorchDispatchMode):
+    """How many axes the cosines have."""
+
+    def __init__(self):
+        super().__init__()
+        self.dims = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.cos.default:
+            self.dims.append(out.ndim)
+        return out

@@ -7,6 +7,7 @@ from transformers import XLNetConfig
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
 
 from hf_posenc.encodings import create
+from hf_posenc.encodings.contextual import transformer_xl
 
 
 @pytest.fixture
@@ -87,3 +88,20 @@ def test_scaling_is_that_of_the_model(xl, random_qk):
 def test_odd_width(geometry):
     with pytest.raises(ValueError, match="hidden_size is odd: 33"):
         create("transformer_xl", dataclasses.replace(geometry, hidden_size=33))
+
+
+@pytest.mark.parametrize("most", [1, transformer_xl.AT_ONCE])
+def test_one_query_at_distances_that_nobody_looks_at(xl, random_qk, most, monkeypatch, nothing_at_hand):
+    monkeypatch.setattr(transformer_xl, "AT_ONCE", most)  # key by key
+    q, k, _ = random_qk(xl.geometry, 9)
+    q_pos, k_pos = torch.tensor([[60], [41]]), torch.randint(0, 70, (2, 9))
+    alone = xl.context_bias(q[:, :, :1], k, q_pos, k_pos, 0.5)
+    torch.testing.assert_close(alone, xl.context_bias(q[:, :, :1], k, q_pos, k_pos, 0.5, reach=61))
+    shared = xl.context_bias(q[:, :, :1], k, q_pos[:1], k_pos[:1], 0.5)
+    torch.testing.assert_close(shared, xl.context_bias(q[:, :, :1], k, q_pos[:1].expand(2, -1), k_pos[:1].expand(2, -1), 0.5))
+
+
+@pytest.mark.parametrize("reach", [30, 31, 100])
+def test_reach_is_no_more_than_a_bound(xl, random_qk, reach):
+    q, k, pos = random_qk(xl.geometry, 30)
+    torch.testing.assert_close(xl.context_bias(q, k, pos, pos, 0.5, reach=reach), xl.context_bias(q, k, pos, pos, 0.5))
