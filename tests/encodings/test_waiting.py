@@ -3,31 +3,13 @@
 import pytest
 import torch
 from tiny import options_for
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from waiting import COPIES, LOOKS, Calls
 
 from hf_posenc import list_encodings
 from hf_posenc.encodings import ENCODINGS, create
 from hf_posenc.encodings.base import at_hand, widest
-
-LOOKS = {"item", "tolist", "numpy", "nonzero", "cpu", *(f"__{kind}__" for kind in ("int", "float", "bool", "index"))}
-COPIES = {"tensor", "as_tensor", "from_numpy"}
-
-
-class Calls(TorchFunctionMode):
-    """Names of the functions of torch that were called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.__name__)
-        return function(*args, **(kwargs or {}))
-
-    def count(self, names):
-        return sum(name in names for name in self.names)
 
 
 def inputs(geometry, queries, device="cpu", positions=None):
