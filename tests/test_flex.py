@@ -7,7 +7,7 @@ import reference_flex
 import torch
 from test_attention import Site, setting
 from test_paths import OWN, TOLERANCE
-from tiny import tiny_config
+from tiny import options_for, tiny_config
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask
 from torch.testing import assert_close
@@ -26,10 +26,9 @@ LENGTH, NATIVE = 200, 96
 
 
 @pytest.fixture
-def accelerated(monkeypatch):
+def accelerated(nothing_at_hand, monkeypatch):
     """CPU tensors take the paths of an accelerator; the paths that are taken."""
     monkeypatch.setattr(Call, "place", "cuda")
-    monkeypatch.setattr(layout, "at_hand", lambda x: False)
     monkeypatch.setattr(blocks, "_free", lambda device: 1 << 30)
     monkeypatch.setattr(flex, "kernel", reference_flex.kernel)
     taken = []
@@ -98,7 +97,7 @@ def expected_path(name, grad, regional):
         return "blocks"
     if not cls.has("bias") and not regional:
         return "stock"
-    learned = name == "leaning" or (name in ENCODINGS and list(hf_posenc.create(name, Geometry(64, 4)).parameters()))
+    learned = name == "leaning" or (name in ENCODINGS and list(hf_posenc.create(name, Geometry(64, 4), **options_for(name)).parameters()))
     return "blocks" if grad and learned and not cls.relative else "flex"
 
 

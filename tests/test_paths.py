@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers.masking_utils import flex_attention_mask
 
 import hf_posenc
-from hf_posenc.attention import blocks, dense, distance, entry, flex, regional
+from hf_posenc.attention import blocks, columns, dense, distance, entry, flex, regional
 from hf_posenc.attention.call import Call
 from hf_posenc.attention.entry import posenc_attention
 from hf_posenc.encodings import Geometry, PositionalEncoding
@@ -21,7 +21,7 @@ TOLERANCE = {
     torch.bfloat16: {"atol": 4e-2, "rtol": 4e-2},
     torch.float16: {"atol": 6e-3, "rtol": 6e-3},
 }
-MODULES = {"regions": regional, "blocks": blocks, "table": distance, "dense": dense, "flex": flex}
+MODULES = {"regions": regional, "blocks": blocks, "table": distance, "dense": dense, "flex": flex, "columns": columns}
 PATHS = {path: (module, "attention", module.attention) for path, module in MODULES.items()} | {"fused": (blocks, "fused", blocks.fused)}
 
 

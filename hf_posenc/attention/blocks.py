@@ -58,7 +58,7 @@ def _blocks(call: Call) -> Iterator[tuple[Segment, slice, slice]]:
 
 def _budget(call: Call) -> int:
     """Bytes for the scores of one block: on an accelerator as many as there is room for, since every block is a number of launches."""
-    if call.place == "cpu" or torch.compiler.is_compiling():
+    if call.place in ("cpu", "meta") or torch.compiler.is_compiling():
         return BLOCK_BYTES
     return call.layout.once("free", lambda: max(BLOCK_BYTES, min(MOST_BYTES, _free(call.query.device) // SHARE)))
 

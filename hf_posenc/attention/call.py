@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encodings import PositionalEncoding
+from ..encodings.base import has_values
 from .layout import Layout
 from .masks import Mask
 
@@ -39,7 +40,8 @@ class Call:
 
     @property
     def place(self) -> str:
-        return self.query.device.type
+        """Type of the device; "meta" too where shapes alone are worked out."""
+        return self.query.device.type if has_values(self.query) else "meta"
 
     @property
     def dtype(self) -> torch.dtype:

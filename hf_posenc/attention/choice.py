@@ -30,7 +30,7 @@ class Asked(Protocol):
     """What the choice depends on beside the encoding.
 
     Attributes:
-        place: type of the device. regional: there are regions with bounds. learning: gradients are recorded.
+        place: type of the device, as `Call` has it. regional: there are regions with bounds. learning: gradients are recorded.
         tileable: see `Call`. avoided: paths that have failed on this machine.
     """
 

@@ -172,11 +172,12 @@ def _both(one: MaskMod, other: MaskMod) -> MaskMod:
 def _bounds(layout: Layout, region: Region) -> tuple[Tensor, Tensor, Tensor]:
     """First and end position of the keys in the region that each query has [B,Q], and positions of the keys [B,K]: int32."""
     q_pos, k_pos = layout.small_positions
+    largest = torch.iinfo(q_pos.dtype).max
     if region.keys is None:
-        low, high = torch.zeros_like(q_pos), torch.full_like(q_pos, torch.iinfo(q_pos.dtype).max)
+        low, high = torch.zeros_like(q_pos), torch.full_like(q_pos, largest)
     else:
         low, high = (x.to(q_pos.dtype) for x in region.keys(q_pos))
     if region.queries is not None:
-        first, end = (min(x, torch.iinfo(q_pos.dtype).max) for x in region.queries)
+        first, end = (max(0, min(x, largest)) for x in region.queries)
         high = high.masked_fill((q_pos < first) | (q_pos >= end), 0)
     return low.contiguous(), high.contiguous(), k_pos
