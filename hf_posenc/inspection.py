@@ -11,19 +11,26 @@ import torch
 from torch import nn
 
 from .architectures.base import RotarySlot, ZeroTable
+from .attention.choice import Choice, Prospect, choose
 from .encodings.base import STAGES
 from .patching import Patch, Placement, patch_of
 
 
 @dataclasses.dataclass(frozen=True)
 class LiveEncoding:
-    """One encoding found in a model; where each layer has its own, all of them, with their `parameters` added up."""
+    """One encoding found in a model; where each layer has its own, all of them, with their `parameters` added up.
+
+    Attributes:
+        path: how a forward pass on the device of the model computes it, and why so; in_training: the same where gradients are recorded.
+    """
 
     name: str
     options: dict[str, Any]
     layers: tuple[int, ...]
     place: str
     parameters: int
+    path: Choice
+    in_training: Choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +64,9 @@ class Report:
         for e in self.encodings:
             options = "".join(f", {k}={v!r}" for k, v in e.options.items())
             lines.append(f"patched: {e.name}{options} on {_layers(e.layers, self.num_layers)}, {e.place}, {e.parameters:,} parameters")
+            lines.append(f"  path: {e.path.path} ({e.path.why})")
+            if e.in_training.path != e.path.path:
+                lines.append(f"  in training: {e.in_training.path} ({e.in_training.why})")
         if not self.encodings:
             lines.append("patched: no")
         if self.without:
@@ -103,8 +113,30 @@ def _live(record: Patch) -> tuple[LiveEncoding, ...]:
         placements = list(same)
         first, layers = placements[0], tuple(i for p in placements for i in p.layers)
         parameters = sum(x.numel() for p in placements for x in _held(record, p).parameters())
-        live.append(LiveEncoding(first.request.name, first.request.options, layers, _place(first), parameters))
+        paths = (_path(record, first, learning) for learning in (False, True))
+        live.append(LiveEncoding(first.request.name, first.request.options, layers, _place(first), parameters, *paths))
     return tuple(live)
+
+
+def _path(record: Patch, p: Placement, learning: bool) -> Choice:
+    """What the attention of the first layer of a placement will do in a pass over many tokens."""
+    if not p.in_attention:
+        return Choice("stock", "the attention of the model does not know of it")
+    config, attention = record.backbone.config, record.attentions[p.layers[0]]
+    weight = next(attention.parameters())
+    capped = getattr(config, "attn_logit_softcapping", None) is not None or hasattr(attention, "sinks")
+    dropout = (getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0)) if learning else 0.0
+    prospect = Prospect(
+        backend=record.live_backend,
+        place=weight.device.type,
+        dtype=record.embedding.dtype,
+        regional=p.encoding.has("regions"),
+        learning=learning,
+        dropout=dropout,
+        tileable=weight.device.type == "cpu" and not capped and not dropout,
+        avoided=attention.posenc_site.avoided,
+    )
+    return choose(p.encoding, prospect)
 
 
 def _place(p: Placement) -> str:

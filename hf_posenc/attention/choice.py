@@ -84,17 +84,20 @@ def choose(encoding: PositionalEncoding, asked: Asked) -> Choice:
         learned = any(p.requires_grad for p in encoding.parameters())
         if asked.tileable and not biased and not learned:
             return Choice("regions", "one fused call for each region and block of queries, merged")
-        return Choice("blocks", "the fused kernel has no regions with a bias, learned rotations, softcaps, sinks or dropout")
+        return Choice(
+            "blocks", UNFUSED if not asked.tileable else "the fused kernel has no regions with a bias, or with rotations that learn"
+        )
     if encoding.has("context_bias"):
         return Choice("blocks", CONTENT)
     if encoding.relative and asked.tileable:
         return Choice("table", "a bias of the distance is a strided view of one table")
     if asked.backend == "flex_attention" and not asked.tileable and not obstacle:
         return Choice("flex", "the model was loaded with flex attention")
-    return Choice("blocks", obstacle if encoding.relative else "the bias is no function of the distance")
+    return Choice("blocks", UNFUSED if encoding.relative else "the bias is no function of the distance")
 
 
 CONTENT = "the bias depends on what the queries say"
+UNFUSED = "PyTorch's fused CPU kernel has no softcap, sinks or dropout, and wants a mask of causal pieces"
 
 
 def flex_obstacle(encoding: PositionalEncoding, asked: Asked) -> str:
