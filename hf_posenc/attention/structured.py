@@ -95,6 +95,9 @@ def _structured(
             padding = F.pad(padding, (0, keys + kv_offset - padding.shape[1]))
         function = and_masks(function, padding_mask_function(padding))
 
+    if isinstance(q_offset, Tensor):  # of a static cache, which counts on in it
+        q_offset = q_offset.clone()
+
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return function(b, h, q + q_offset, k + kv_offset)
 
