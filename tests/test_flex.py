@@ -133,7 +133,7 @@ def test_every_encoding_under_every_mask(accelerated, name, kind, queries, keys,
     real = seen.any(-1)[:, 0]  # what a query gives that sees nothing is nobody's business, as long as it is finite
     assert output.isfinite().all()
     assert_close(output.double()[real], wanted[real], **TOLERANCE[torch.float32])
-    regional = entry.are_bounded(site.encoding.regions(q_pos, k_pos))
+    regional = entry.are_bounded(layout.Layout(q_pos, mask, keys).regions(site.encoding))
     assert accelerated == [expected_path(name, grad, regional)]
     if grad:
         learned = [p for p in site.encoding.parameters() if p.requires_grad]

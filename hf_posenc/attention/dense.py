@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..encodings.base import by_group, precise, products
+from ..encodings.base import at_hand, by_group, precise, products
 from .call import Call
 from .masks import additive, visible
 
@@ -48,7 +48,10 @@ def content(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Te
     """Scaled products [B,H,rows,keys] under the rotations of the encoding."""
     if call.encoding is None:
         return products(q, k) * call.scaling
-    return call.encoding.content_scores(q, k, call.layout.q_pos[batch, rows], call.layout.k_pos[batch, keys], call.scaling)
+    layout, encoding = call.layout, call.encoding
+    # Asked for one block alone, an encoding might wait for its positions.
+    regions = None if at_hand(layout.q_pos) else layout.regions(encoding, rows)
+    return encoding.content_scores(q, k, layout.q_pos[batch, rows], layout.k_pos[batch, keys], call.scaling, regions)
 
 
 def biases(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Tensor) -> Tensor | None:

@@ -84,7 +84,7 @@ def _said(backend: str, mask: Mask, query: Tensor, key: Tensor) -> Mask:
 
 def _by_path(call: Call) -> tuple[Tensor, Tensor | None]:
     encoding, layout = call.encoding, call.layout
-    regions = layout.once((encoding, "regions"), lambda: encoding.regions(layout.q_pos, layout.k_pos))
+    regions = layout.regions(encoding)
     call.regional = are_bounded(regions)
     path = choose(encoding, call).path
     if path == "flex":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..encodings import PositionalEncoding, Region
 from ..encodings.base import at_hand, has_values
 from .masks import Mask, key_positions, visible
 from .positions import COUNTED
@@ -108,6 +109,29 @@ class Layout:
         if self.counted:
             return self.num_keys
         return self.once("reach", lambda: max(1, int(self.q_pos.max() - self.k_pos.min()) + 1))
+
+    @property
+    def extents(self) -> tuple[list[int], list[int]]:
+        """The least and the greatest position of each row of queries, over the batch: one wait a forward pass."""
+        return self.once("extents", lambda: torch.stack(self.q_pos.aminmax(dim=0)).tolist())
+
+    def regions(self, encoding: PositionalEncoding, rows: slice = slice(None)) -> list[Region]:
+        """The regions of `encoding`, but for those that are known to hold none of the queries `rows`."""
+        regions = self.once((encoding, "regions"), lambda: encoding.regions(self.q_pos, self.k_pos))
+        if torch.compiler.is_compiling() or not has_values(self.q_pos) or all(region.queries is None for region in regions):
+            return regions
+        return self.once((encoding, "regions", rows.start, rows.stop), lambda: list(self._inhabited(regions, rows)))
+
+    def _inhabited(self, regions: list[Region], rows: slice) -> Iterator[Region]:
+        """Those of `regions` that may hold queries of `rows`, without bounds where they hold all."""
+        least, greatest = self.extents
+        first, last = min(least[rows]), max(greatest[rows])
+        for region in regions:
+            start, stop = region.queries or (first, last + 1)
+            if start <= first and last < stop:
+                yield region._replace(queries=None)
+            elif start <= last and first < stop:
+                yield region
 
     def once(self, owner: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, made for the first layer that asks on behalf of `owner`."""

@@ -266,10 +266,16 @@ class PositionalEncoding(nn.Module):
 
     # -- the dense definition -----------------------------------------------------------------------------------------
 
-    def content_scores(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float | None = None) -> Tensor:
-        """Scaled products [B,H,Q,K] of rotated queries and rotated keys, before any bias. The keys come as `cached_key` made them."""
+    def content_scores(
+        self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float | None = None, regions: list[Region] | None = None
+    ) -> Tensor:
+        """Scaled products [B,H,Q,K] of rotated queries and rotated keys, before any bias. The keys come as `cached_key` made them.
+
+        Args:
+            regions: those that hold these queries, where they are known; otherwise the encoding is asked.
+        """
         scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
-        regions = self.regions(q_pos, k_pos)
+        regions = self.regions(q_pos, k_pos) if regions is None else regions
         scores = None
         for region in regions:
             part = products(*region.rotate(q, k, q_pos, k_pos)) * scaling
