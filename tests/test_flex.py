@@ -7,7 +7,7 @@ import reference_flex
 import torch
 from test_attention import Site, setting
 from test_paths import OWN, TOLERANCE
-from tiny import options_for, tiny_config
+from tiny import options_for, tiny_config, tiny_model
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask
 from torch.testing import assert_close
@@ -199,6 +199,31 @@ def test_the_kernel_of_pytorch(accelerated, name, kind, monkeypatch):
 
 
 KERNEL = flex.kernel
+
+
+@pytest.mark.parametrize("name", ["alibi", "rerope"])
+@torch.no_grad()
+def test_masks_that_follow_from_the_shapes_are_made_once(accelerated, name, monkeypatch):
+    model, made = hf_posenc.patch(tiny_model("llama"), name, **options_for(name)), []
+    real = sparse.block_mask
+    monkeypatch.setattr(sparse, "block_mask", lambda where, region: made.append(region) or real(where, region))
+    regions = len(model.model.positional_encoding.regions(torch.zeros(1, 3), torch.zeros(1, 3)))
+    ids = torch.randint(3, 60, (2, 30), generator=torch.Generator().manual_seed(0))
+    expected = {length: model(ids[:, :length]).logits for length in (20, 30)}
+    assert len(made) == 2 * regions
+    for length in (30, 20, 30):
+        assert torch.equal(model(ids[:, :length]).logits, expected[length])
+    assert len(made) == 2 * regions
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    for positions in (None, torch.arange(30)[None]):  # a mask, or positions that are given, might say anything
+        before = len(made)
+        for _ in range(2):
+            model(ids, attention_mask=mask if positions is None else None, position_ids=positions)
+        assert len(made) == before + 2 * regions
+    for length in range(1, 2 * sparse.KEPT):
+        model(ids[:, :length])
+    assert len(sparse._kept[model.model.positional_encoding]) <= sparse.KEPT
 
 
 # -- blocks ---------------------------------------------------------------------------------------------------------------

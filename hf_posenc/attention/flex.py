@@ -36,7 +36,7 @@ def attention(call: Call, regions: list[Region]) -> Tensor:
 
 def _part(call: Call, index: int, region: Region, bias: ScoreMod | None, with_lse: bool) -> tuple[Tensor, Tensor | None]:
     layout = call.layout
-    mask = layout.once((call.encoding, "blocks", index), lambda: sparse.block_mask(layout, region))
+    mask = sparse.block_mask_of(layout, call.encoding, index, region)
     query, key = region.rotate(call.query, call.key, layout.q_pos, layout.k_pos)
     owner = (type(call.encoding), type(call.mask), index, torch.is_grad_enabled(), layout.num_queries == 1, call.dtype)
     return kernel(owner, query, key, call.value, score_mod=bias, block_mask=mask, scaling=call.scaling, lse=with_lse)

@@ -94,6 +94,11 @@ class Layout:
         return self.once(split, lambda: split(self.q_pos, self.k_pos, self.mask))
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it follows from the shapes alone: a whole text from position 0 on, nothing hidden but the future."""
+        return self.counted and self.mask is None and self.num_queries == self.num_keys
+
+    @property
     def small_positions(self) -> tuple[Tensor, Tensor]:
         """Positions of the queries [B,Q] and of the keys [B,K] as a kernel reads them: int32, in one piece."""
         return self.once("small", lambda: (self.q_pos.int().contiguous(), self.k_pos.int().expand(len(self.q_pos), -1).contiguous()))

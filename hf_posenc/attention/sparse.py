@@ -5,15 +5,18 @@ Nothing here asks the device for a number, and no [Q,K] tensor is made where the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..encodings import Region
+from ..encodings import PositionalEncoding, Region
 from .layout import Layout, blocks_of
 from .masks import visible
 
@@ -36,6 +39,34 @@ class Blocks(NamedTuple):
         return Blocks(self.some & other.some, self.every & other.every)
 
 
+KEPT = 8
+"""Masks of different lengths that are kept from one forward pass to the next, for each encoding."""
+_kept: WeakKeyDictionary[PositionalEncoding, OrderedDict[Hashable, BlockMask]] = WeakKeyDictionary()
+
+
+def block_mask_of(layout: Layout, encoding: PositionalEncoding, index: int, region: Region) -> BlockMask:
+    """The pairs of the region number `index` of `encoding`: made once a forward pass, and not again for the next that is like it."""
+    make = partial(layout.once, (encoding, "pairs", index), lambda: block_mask(layout, region))
+    device = layout.q_pos.device
+    stream = _stream(device)
+    if not layout.is_plain or region.queries is not None or stream is None:
+        return make()
+    key = (index, tuple(layout.q_pos.shape), device, stream, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    kept = _kept.setdefault(encoding, OrderedDict())
+    found = kept.pop(key, None) or make()
+    kept[key] = found
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
+    return found
+
+
+def _stream(device: torch.device) -> Hashable:
+    """The queue that the device works through, in which alone a mask is known to be there; None while it is recorded."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    return None if torch.cuda.is_current_stream_capturing() else torch.cuda.current_stream(device).stream_id
+
+
 def block_mask(layout: Layout, region: Region | None = None) -> BlockMask:
     """The pairs that meet, or those of them that belong to `region`."""
     mask, bounded = layout.mask, region is not None and (region.keys is not None or region.queries is not None)
@@ -52,7 +83,10 @@ def block_mask(layout: Layout, region: Region | None = None) -> BlockMask:
 def assemble(blocks: Blocks, seen: MaskMod, num_queries: int, num_keys: int, kind: type[Kind] = BlockMask) -> Kind:  # type: ignore[assignment]
     """A `BlockMask` that asks `seen` about the pairs of blocks where some meet and some do not."""
     part, lengths = blocks.some & ~blocks.every, (num_queries, num_keys)
-    return kind.from_kv_blocks(*_listed(part), *_listed(blocks.every), BLOCK_SIZE=SIZE, mask_mod=seen, seq_lengths=lengths)  # type: ignore[return-value]
+    backward = torch.is_grad_enabled()  # which goes by the queries of each block of keys
+    return kind.from_kv_blocks(
+        *_listed(part), *_listed(blocks.every), BLOCK_SIZE=SIZE, mask_mod=seen, seq_lengths=lengths, compute_q_blocks=backward
+    )  # type: ignore[return-value]
 
 
 def between(low: Tensor, high: Tensor, pos: Tensor) -> Blocks:
