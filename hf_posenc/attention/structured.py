@@ -22,6 +22,9 @@ SHORTEST = sparse.SIZE
 class StructuredMask(BlockMask):
     """A `BlockMask` that can follow its layer to another device, with what its function holds, and be written down."""
 
+    ndim = 4
+    """As GPT-2 asks: not a mask for padding."""
+
     def to(self, device: Any, **kwargs: Any) -> StructuredMask:
         """This mask on `device`: the same object for all layers there."""
         device = torch.device(device)
