@@ -21,6 +21,7 @@ def kernel(
     block_mask: BlockMask | None = None,
     scaling: float = 1.0,
     lse: bool = False,
+    options: object = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Output [B,H,Q,V] in the dtype of the query, and the log-sum-exp [B,H,Q] in float32 where asked for; float64 throughout for float64.
 
@@ -30,7 +31,7 @@ def kernel(
     Args:
         owner: on whose behalf; of no interest here.
         query: [B,H,Q,D]. key: [B,G,K,D]. value: [B,G,K,V].
-        score_mod: of broadcastable index tensors in int32.
+        options: of no interest here. score_mod: of broadcastable index tensors in int32.
     """
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     shared = query.shape[1] // key.shape[1]

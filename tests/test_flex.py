@@ -226,6 +226,21 @@ def test_masks_that_follow_from_the_shapes_are_made_once(accelerated, name, monk
     assert len(sparse._kept[model.model.positional_encoding]) <= sparse.KEPT
 
 
+@pytest.mark.parametrize("name", ["alibi", "rerope"])
+def test_masks_of_a_pass_that_is_run_again(accelerated, name, monkeypatch):
+    """Gradient checkpointing comes back with gradients to what it first did without: only then there has to be what they go by."""
+    seen = []
+    monkeypatch.setattr(flex, "kernel", lambda *args, **kwargs: seen.append(kwargs["block_mask"]) or reference_flex.kernel(*args, **kwargs))
+    site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
+    q_pos, *_ = problem("plain")
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            posenc_attention("sdpa", site, q, k, v, None, position_ids=q_pos)
+    half = len(seen) // 2
+    assert all(mask.q_indices is None for mask in seen[:half])
+    assert all(mask.q_indices is not None for mask in seen[half:])
+
+
 # -- blocks ---------------------------------------------------------------------------------------------------------------
 
 

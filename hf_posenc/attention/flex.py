@@ -38,8 +38,10 @@ def _part(call: Call, index: int, region: Region, bias: ScoreMod | None, with_ls
     layout = call.layout
     mask = sparse.block_mask_of(layout, call.encoding, index, region)
     query, key = region.rotate(call.query, call.key, layout.q_pos, layout.k_pos)
-    owner = (type(call.encoding), type(call.mask), index, torch.is_grad_enabled(), layout.num_queries == 1, call.dtype)
-    return kernel(owner, query, key, call.value, score_mod=bias, block_mask=mask, scaling=call.scaling, lse=with_lse)
+    sizes = (*query.shape[1:2], *key.shape[1:2], query.shape[3], layout.num_queries == 1)
+    owner = (type(call.encoding), type(call.mask), index, call.dtype, call.learning, call.scaling, call.softcap, *sizes)
+    mods: dict[str, Any] = {"score_mod": bias, "block_mask": mask, "options": kernel_options(call)}
+    return kernel(owner, query, key, call.value, scaling=call.scaling, lse=with_lse, **mods)
 
 
 def kernel(
@@ -52,18 +54,34 @@ def kernel(
     block_mask: BlockMask,
     scaling: float,
     lse: bool,
+    options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     """One call of flex attention: output [B,H,Q,V], and the log-sum-exp [B,H,Q] in float32 if it is asked for.
 
     Args:
-        owner: those who share it share what has been compiled, and the limit on how often.
+        owner: those who share it share what has been compiled, and PyTorch's limit on how often. A number that would be compiled in as
+            it is, or else break the kernel up, has to be part of it.
         query: [B,H,Q,D]. key: [B,G,K,D]. value: [B,G,K,V].
     """
     function: Any = flex_attention if torch.compiler.is_compiling() else _compiled(owner)
-    asked = {"return_aux": AuxRequest(lse=True)} if lse else {}
+    asked: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if lse else {}
     gqa = query.shape[1] != key.shape[1]
-    found = function(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling, enable_gqa=gqa, **asked)
+    mods: dict[str, Any] = {"score_mod": score_mod, "block_mask": block_mask}
+    found = function(query, key, value, scale=scaling, enable_gqa=gqa, kernel_options=options, **mods, **asked)
     return (found[0], found[1].lse) if lse else (found, None)
+
+
+def kernel_options(call: Call) -> dict[str, Any]:
+    """What PyTorch should not choose by itself.
+
+    Its kernel for decoding fails to compile for some numbers of queries from 2 to 127 where key heads are shared (pytorch/pytorch#185349);
+    and a long function of the positions leaves no registers for blocks of 128.
+    """
+    encoding, queries = call.encoding, call.layout.num_queries
+    if call.place not in ("cuda", "xpu") or queries == 1:
+        return {}
+    long = queries >= FEW and encoding.has("bias") and not encoding.relative
+    return {"BACKEND": "TRITON"} | ({"BLOCK_M": 64, "BLOCK_N": 32} if long else {})
 
 
 @cache

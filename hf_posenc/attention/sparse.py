@@ -46,7 +46,7 @@ _kept: WeakKeyDictionary[PositionalEncoding, OrderedDict[Hashable, BlockMask]] =
 
 def block_mask_of(layout: Layout, encoding: PositionalEncoding, index: int, region: Region) -> BlockMask:
     """The pairs of the region number `index` of `encoding`: made once a forward pass, and not again for the next that is like it."""
-    make = partial(layout.once, (encoding, "pairs", index), lambda: block_mask(layout, region))
+    make = partial(layout.once, (encoding, "pairs", index, torch.is_grad_enabled()), lambda: block_mask(layout, region))
     device = layout.q_pos.device
     stream = _stream(device)
     if not layout.is_plain or region.queries is not None or stream is None:
@@ -77,16 +77,18 @@ def block_mask(layout: Layout, region: Region | None = None) -> BlockMask:
         low, high, k_pos = _bounds(layout, region)
         blocks = blocks.within(between(low, high, k_pos))
         seen = _both(seen, _within(low, high, k_pos))
-    return assemble(blocks, seen, layout.num_queries, layout.num_keys)
+    return assemble(blocks, seen, layout.num_queries, layout.num_keys, backward=torch.is_grad_enabled())
 
 
-def assemble(blocks: Blocks, seen: MaskMod, num_queries: int, num_keys: int, kind: type[Kind] = BlockMask) -> Kind:  # type: ignore[assignment]
-    """A `BlockMask` that asks `seen` about the pairs of blocks where some meet and some do not."""
-    part, lengths = blocks.some & ~blocks.every, (num_queries, num_keys)
-    backward = torch.is_grad_enabled()  # which goes by the queries of each block of keys
-    return kind.from_kv_blocks(
-        *_listed(part), *_listed(blocks.every), BLOCK_SIZE=SIZE, mask_mod=seen, seq_lengths=lengths, compute_q_blocks=backward
-    )  # type: ignore[return-value]
+def assemble(blocks: Blocks, seen: MaskMod, num_queries: int, num_keys: int, backward: bool, kind: type[Kind] = BlockMask) -> Kind:  # type: ignore[assignment]
+    """A `BlockMask` that asks `seen` about the pairs of blocks where some meet and some do not.
+
+    Args:
+        backward: it lists the queries of each block of keys too, by which the backward pass goes.
+    """
+    listed = (*_listed(blocks.some & ~blocks.every), *_listed(blocks.every))
+    lengths = (num_queries, num_keys)
+    return kind.from_kv_blocks(*listed, BLOCK_SIZE=SIZE, mask_mod=seen, seq_lengths=lengths, compute_q_blocks=backward)
 
 
 def between(low: Tensor, high: Tensor, pos: Tensor) -> Blocks:

@@ -107,7 +107,7 @@ def _structured(
     row, key = torch.arange(batch, device=device)[:, None, None, None], torch.arange(keys, device=device)
     head, query = torch.zeros_like(row[:1]), torch.arange(queries, device=device)[:, None]
     pairs = sparse.scanned(lambda rows: seen(row, head, query[rows], key).expand(batch, 1, -1, keys), queries, keys)
-    return sparse.assemble(pairs, seen, queries, keys, StructuredMask)
+    return sparse.assemble(pairs, seen, queries, keys, backward=True, kind=StructuredMask)
 
 
 def _moved(x: Any, device: torch.device) -> Any:
