@@ -12,7 +12,8 @@ launched, how large the largest tensor is: with file and line.
     assert not device.waits and not device.mixes
     assert_close(host(out), expected)
 
-A call of `scaled_dot_product_attention`, of flex attention or of a function from `torch.compile` is one launch, forward and backward.
+A call of `scaled_dot_product_attention`, of flex attention or of a function from `torch.compile` is one launch, forward and backward:
+which of its kernels a real GPU would choose, and whether that one can do it, is not simulated.
 Nothing is left behind: the driver that PyTorch lacks on a CPU (`device_guard.cpp`, which needs g++) is in place within the block alone.
 """
 
@@ -50,11 +51,12 @@ from hf_posenc.attention import flex as own_flex
 
 CUDA = torch.device("cuda:0")
 UNIQUE = {"_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"}
-WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount"} | UNIQUE
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "bincount"} | UNIQUE
 """The host needs to know a number, or how large the result is."""
 EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 NO_KERNEL = EMPTY | {"_unsafe_view", "unsafe_split", "_local_scalar_dense"}
 """Beside the views."""
+TRANSFERS = {"_to_copy", "copy_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 NO_CPU_SCALARS = {"cat", "stack", "gather", "index_select", "embedding", "mm", "bmm", "addmm", "baddbmm", "scatter", "scatter_add", "clamp"}
 """Refuse a CPU tensor even of no dimensions, which most others take for a number."""
@@ -67,7 +69,7 @@ def available() -> bool:
 
 def host(x: Tensor) -> Tensor:
     """The numbers of a tensor, wherever it says it is; nobody waits for them."""
-    return x.detach().host if isinstance(x, SimulatedTensor) else x
+    return x.host if isinstance(x, SimulatedTensor) else x
 
 
 class SimulatedTensor(torch.Tensor):
@@ -169,19 +171,23 @@ class Device(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         here = target is None or target.type == "cuda"
         self._look(func, args, kwargs, tensors, ours, here)
-        result = func(*tree_map(_to_host, args), **tree_map(_to_host, kwargs))
         known = {id(_to_host(x)): x for x in tensors}
-        made = tree_map(lambda x: known.get(id(x), SimulatedTensor(x, self) if here else x) if isinstance(x, Tensor) else x, result)
+
+        def placed(x: Any) -> Any:
+            return known[id(x)] if id(x) in known else SimulatedTensor(x, self) if here and isinstance(x, Tensor) else x
+
+        made = tree_map(placed, _on_host(func, *tree_map(_to_host, args), **tree_map(_to_host, kwargs)))
         if self.region is not None:
             self.region.add(ours, made)
-        if here and not (_op(func) == "_to_copy" and not ours):
+        moved = _op(func) in TRANSFERS and len(ours) < len(tensors)
+        if here and not moved:
             self._launch(func, made)
         return made
 
     def _look(self, func: OpOverload, args: tuple, kwargs: dict, tensors: list[Tensor], ours: list[SimulatedTensor], here: bool) -> None:
         name = _op(func)
         foreign = [x for x in tensors if not isinstance(x, SimulatedTensor)]
-        if name in ("_to_copy", "copy_"):
+        if name in TRANSFERS:
             into_ours = here if name == "_to_copy" else isinstance(args[0], SimulatedTensor)
             if not into_ours:
                 self._wait(name)
@@ -271,8 +277,8 @@ class Device(TorchDispatchMode):
 
         return scaled_dot_product_attention
 
-    def _flex_kernel(
-        self, owner: Any, query: Tensor, key: Tensor, value: Tensor, *, score_mod: Any, block_mask: Any, scaling: float, lse: bool = False
+    def _flex(
+        self, owner: Any, query: Tensor, key: Tensor, value: Tensor, *, score_mod: Any, block_mask: Any, scaling: float, lse: bool
     ) -> tuple[Tensor, Tensor | None]:
         shape = (*query.shape[:3], key.shape[2])
         blocks = 1.0 if block_mask is None else _density(block_mask)
@@ -299,11 +305,22 @@ class Device(TorchDispatchMode):
         output, total = self.fused("flex_attention", compute, query, key, value, hush=("launches",))
         return output, total if lse else None
 
-    def _stock_flex(self, query: Tensor, key: Tensor, value: Tensor, training: bool = False, **options: Any) -> Any:
-        wanted = options.get("return_aux") is not None
-        names = {"score_mod": options.get("score_mod"), "block_mask": options.get("block_mask")}
-        output, lse = self._flex_kernel(None, query, key, value, scaling=options["scale"], lse=wanted, **names)
-        return (output, AuxOutput(lse=lse)) if wanted else output
+    def _own_flex(self, stock: Callable) -> Callable:
+        def kernel(owner: Any, query: Tensor, *tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+            return (self._flex if isinstance(query, SimulatedTensor) else stock)(owner, query, *tensors, **options)
+
+        return kernel
+
+    def _stock_flex(self, stock: Callable) -> Callable:
+        def compile_friendly_flex_attention(query: Tensor, key: Tensor, value: Tensor, training: bool = False, **options: Any) -> Any:
+            if not isinstance(query, SimulatedTensor):
+                return stock(query, key, value, training, **options)
+            lse = options.get("return_aux") is not None
+            given = {"score_mod": options.get("score_mod"), "block_mask": options.get("block_mask"), "scaling": options["scale"]}
+            output, total = self._flex(None, query, key, value, lse=lse, **given)
+            return (output, AuxOutput(lse=total)) if lse else output
+
+        return compile_friendly_flex_attention
 
     def _compile(self, stock: Callable) -> Callable:
         def compile(function: Callable | None = None, **options: Any) -> Any:
@@ -412,6 +429,12 @@ def _op(func: OpOverload) -> str:
     return func._schema.name.removeprefix("aten::")
 
 
+def _on_host(func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+    if _op(func) == "histc" and not args[0].is_floating_point():  # counts whole numbers on a GPU alone
+        return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
+    return func(*args, **kwargs)
+
+
 @functools.cache
 def _is_view(func: OpOverload) -> bool:
     aliases = [x.alias_info for x in func._schema.returns]
@@ -450,11 +473,12 @@ _active: Device | None = None
 
 
 @contextmanager
-def simulated(compute: bool = True) -> Iterator[Device]:
+def simulated(compute: bool = True, free: int = 1 << 33) -> Iterator[Device]:
     """A simulated device within the block. Tensors that are left on it hold their numbers beyond it (`host`).
 
     Args:
         compute: False lets attention kernels give zeros at once, to look at launches and sizes at lengths that a CPU has no time for.
+        free: bytes of memory that the device says it has left.
     """
     global _active
     device = Device(compute)
@@ -470,11 +494,15 @@ def simulated(compute: bool = True) -> Iterator[Device]:
         replaced = [
             (functional, "scaled_dot_product_attention", device._sdpa(functional.scaled_dot_product_attention)),
             (torch, "compile", device._compile(torch.compile)),
-            (stock_flex, "compile_friendly_flex_attention", device._stock_flex),
-            (own_flex, "kernel", device._flex_kernel),
+            (stock_flex, "compile_friendly_flex_attention", device._stock_flex(stock_flex.compile_friendly_flex_attention)),
+            (own_flex, "kernel", device._own_flex(own_flex.kernel)),
+            (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
+            (torch.cuda, "mem_get_info", lambda *_: (free, free)),
+            (torch.cuda, "memory_reserved", lambda *_: 0),
+            (torch.cuda, "memory_allocated", lambda *_: 0),
         ]
         for owner, name, function in replaced:
-            stack.enter_context(mock.patch.object(owner, name, function, create=True))
+            stack.enter_context(mock.patch.object(owner, name, function))
         before, _active = _active, device
         try:
             with device:
