@@ -278,7 +278,17 @@ class Device(TorchDispatchMode):
         return scaled_dot_product_attention
 
     def _flex(
-        self, owner: Any, query: Tensor, key: Tensor, value: Tensor, *, score_mod: Any, block_mask: Any, scaling: float, lse: bool
+        self,
+        owner: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        score_mod: Any,
+        block_mask: Any,
+        scaling: float,
+        lse: bool,
+        options: object = None,
     ) -> tuple[Tensor, Tensor | None]:
         shape = (*query.shape[:3], key.shape[2])
         blocks = 1.0 if block_mask is None else _density(block_mask)

@@ -82,11 +82,12 @@ def moved(inputs, to="cuda:0"):
     return {key: x.to(to) if isinstance(x, torch.Tensor) else x for key, x in inputs.items()}
 
 
-def expected(arch, name, inputs, model):
-    """What the same model gives on a CPU, where sinks are the business of an eager model."""
-    if arch in FAMILIES and FAMILIES[arch] == "flex_attention":
-        model.set_attn_implementation("eager")
-    return model(tokens(), **inputs)
+def twin_of(model):
+    """The same model for a CPU, where flex attention has neither a backward pass nor sinks."""
+    twin = copy.deepcopy(model)
+    if (model.config._attn_implementation or "").endswith("flex_attention"):
+        twin.set_attn_implementation("eager")
+    return twin
 
 
 def faultless(device, allowed, name, passes=1, decoding=False):
@@ -351,9 +352,9 @@ def one_pass(arch, name, layout, backend="sdpa", dtype=torch.float32):
     """A forward pass, and a backward pass where that is the layout, here and there."""
     inputs, learning = LAYOUTS[layout](), layout == "backward"
     model = patched(arch, name, backend).to(dtype)
-    twin = copy.deepcopy(model)
+    twin = twin_of(model)
     with torch.set_grad_enabled(learning):
-        wanted = expected(arch, name, inputs, twin).logits
+        wanted = twin(tokens(), **inputs).logits
         with simulated() as device:
             model.to("cuda:0")
             ids, inputs = tokens().to("cuda:0"), moved(inputs)
@@ -435,10 +436,7 @@ def caches(kind, config):
 
 def generated(arch, name, kind, padded, prompt=(LENGTH - STEPS,), backend="sdpa"):
     model, ids, mask = patched(arch, name, backend), tokens(), left_padded() if padded else None
-    twin = copy.deepcopy(model)
-    if FAMILIES.get(arch) == "flex_attention":
-        twin.set_attn_implementation("eager")
-    wanted = decoded(twin, caches(kind, model.config), ids, mask, prompt, lambda at: None)
+    wanted = decoded(twin_of(model), caches(kind, model.config), ids, mask, prompt, lambda at: None)
     with simulated() as device:
         model.to("cuda:0")
         ids, there = ids.to("cuda:0"), None if mask is None else mask.to("cuda:0")

@@ -18,7 +18,7 @@ from .call import Call
 from .choice import BACKENDS, FLASH, choose
 from .layout import Layout
 from .masks import Mask
-from .structured import mask_for_sdpa, written
+from .structured import mask_for_flex, mask_for_sdpa, written
 
 PREFIX = "hf_posenc_"
 
@@ -107,7 +107,8 @@ def are_bounded(regions: list[Region]) -> bool:
     return len(regions) > 1 or regions[0].keys is not None or regions[0].queries is not None
 
 
+MASKS = {"sdpa": mask_for_sdpa, "flex_attention": mask_for_flex}
 for _backend in BACKENDS:
     if _backend in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionInterface.register(PREFIX + _backend, partial(posenc_attention, _backend))
-        AttentionMaskInterface.register(PREFIX + _backend, mask_for_sdpa if _backend == "sdpa" else ALL_MASK_ATTENTION_FUNCTIONS[_backend])
+        AttentionMaskInterface.register(PREFIX + _backend, MASKS.get(_backend, ALL_MASK_ATTENTION_FUNCTIONS[_backend]))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,23 +40,28 @@ class Blocks(NamedTuple):
 
 KEPT = 8
 """Masks of different lengths that are kept from one forward pass to the next, for each encoding."""
-_kept: WeakKeyDictionary[PositionalEncoding, OrderedDict[Hashable, BlockMask]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Any, OrderedDict[Hashable, BlockMask]] = WeakKeyDictionary()
 
 
 def block_mask_of(layout: Layout, encoding: PositionalEncoding, index: int, region: Region) -> BlockMask:
     """The pairs of the region number `index` of `encoding`: made once a forward pass, and not again for the next that is like it."""
-    make = partial(layout.once, (encoding, "pairs", index, torch.is_grad_enabled()), lambda: block_mask(layout, region))
+    owner: Hashable = encoding if _is_bounded(region) else BlockMask  # what has no bounds is the same for all
+    what = (owner, "pairs", index, torch.is_grad_enabled())
     device = layout.q_pos.device
     stream = _stream(device)
     if not layout.is_plain or region.queries is not None or stream is None:
-        return make()
-    key = (index, tuple(layout.q_pos.shape), device, stream, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-    kept = _kept.setdefault(encoding, OrderedDict())
-    found = kept.pop(key, None) or make()
+        return layout.once(what, lambda: block_mask(layout, region))
+    key = (*what[1:], tuple(layout.q_pos.shape), device, stream, torch.is_inference_mode_enabled())
+    kept = _kept.setdefault(owner, OrderedDict())
+    found = kept.pop(key, None) or block_mask(layout, region)
     kept[key] = found
     while len(kept) > KEPT:
         kept.popitem(last=False)
     return found
+
+
+def _is_bounded(region: Region) -> bool:
+    return region.keys is not None or region.queries is not None
 
 
 def _stream(device: torch.device) -> Hashable:
@@ -67,13 +71,13 @@ def _stream(device: torch.device) -> Hashable:
     return None if torch.cuda.is_current_stream_capturing() else torch.cuda.current_stream(device).stream_id
 
 
-def block_mask(layout: Layout, region: Region | None = None) -> BlockMask:
-    """The pairs that meet, or those of them that belong to `region`."""
-    mask, bounded = layout.mask, region is not None and (region.keys is not None or region.queries is not None)
+def block_mask(layout: Layout, region: Region) -> BlockMask:
+    """The pairs that meet, of those that belong to `region`."""
+    mask, bounded = layout.mask, _is_bounded(region)
     if isinstance(mask, BlockMask) and not bounded:
         return mask
     blocks, seen = layout.once("blocks", lambda: _visible_blocks(layout)), _visible_pairs(layout)
-    if region is not None and bounded:
+    if bounded:
         low, high, k_pos = _bounds(layout, region)
         blocks = blocks.within(between(low, high, k_pos))
         seen = _both(seen, _within(low, high, k_pos))

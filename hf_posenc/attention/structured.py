@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
-from transformers.masking_utils import and_masks, causal_mask_function, padding_mask_function, sdpa_mask
+from transformers.masking_utils import and_masks, causal_mask_function, flex_attention_mask, padding_mask_function, sdpa_mask
 
 from . import sparse
 from .masks import Mask, visible
@@ -67,6 +67,12 @@ def mask_for_sdpa(batch_size: int, q_length: int, kv_length: int, *offsets: Any,
     on_cpu = torch.device(kwargs.get("device", "cpu")).type == "cpu"
     make = sdpa_mask if on_cpu or q_length < SHORTEST or torch.compiler.is_compiling() else in_blocks
     return make(batch_size, q_length, kv_length, *offsets, **kwargs)
+
+
+def mask_for_flex(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, *more: Any, **kwargs: Any) -> Mask:
+    """What transformers makes for flex attention. It keeps the offset, and reads it when a static cache has counted on in that tensor."""
+    q_offset = q_offset.clone() if isinstance(q_offset, Tensor) else q_offset
+    return flex_attention_mask(batch_size, q_length, kv_length, q_offset, *more, **kwargs)
 
 
 def in_blocks(

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..base import Region, has_values
+from ..base import Region, at_hand, has_values
 from .rope import cos_sin, once, turn_pairs
 from .scaling import ScaledRoPE
 
@@ -48,7 +48,11 @@ class RoPEByLength(ScaledRoPE):
         if q_pos.shape[1] == 1:
             return [Region(self._rotate_rows)]
         starts = self.starts(q_pos)
-        inv_freq = self.frequencies_for(torch.tensor(starts, device=q_pos.device))
+        if at_hand(q_pos) or self.data_dependent:
+            begin = torch.tensor(starts, device=q_pos.device)
+        else:  # made there, not copied there
+            begin = torch.cat([torch.full((1,), start, device=q_pos.device) for start in starts])
+        inv_freq = self.frequencies_for(begin)
         if len(starts) == 1:
             return [Region(partial(self._rotate_by, inv_freq[0]))]
         bounds = zip(starts, [*starts[1:], sys.maxsize], strict=True)
