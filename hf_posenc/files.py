@@ -22,7 +22,14 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise (OSError(f"{path}: {error}") if error.errno is None else OSError(error.errno, error.strerror, str(path))) from error
 
 
-def check_writable(folder: str | os.PathLike) -> None:
+def default_cache_dir() -> Path:
+    """`$HF_POSENC_CACHE`, else `$XDG_CACHE_HOME/hf_posenc`, else `~/.cache/hf_posenc`."""
+    if cache := os.environ.get("HF_POSENC_CACHE"):
+        return Path(cache).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hf_posenc"
+
+
+def check_writable(folder: str | os.PathLike, flag: str = "--output_dir") -> None:
     """Raise OSError where an output folder, which need not be there yet, could not be written; nothing is left behind."""
     place = Path(folder).absolute()
     there = next(path for path in (place, *place.parents) if path.exists())
@@ -30,7 +37,7 @@ def check_writable(folder: str | os.PathLike) -> None:
         with tempfile.TemporaryDirectory(dir=there) if there != place else tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise OSError(f"cannot write to --output_dir {folder} ({there}: {error.strerror}): choose another folder") from None
+        raise OSError(f"cannot write to {flag} {folder} ({there}: {error.strerror}): choose another folder") from None
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> Path:

@@ -67,7 +67,14 @@ class Prospect:
 
 
 def choose(encoding: PositionalEncoding, asked: Asked) -> Choice:
-    """The cheapest way that is exact."""
+    """The cheapest way that is exact; by query block, which needs no kernel of its own, where that has failed on this machine."""
+    choice = _cheapest(encoding, asked)
+    if choice.path in asked.avoided:
+        return Choice("blocks", f"`hf-posenc doctor` has seen the path {choice.path!r} fail here")
+    return choice
+
+
+def _cheapest(encoding: PositionalEncoding, asked: Asked) -> Choice:
     biased = encoding.has("bias") or encoding.has("context_bias")
     if asked.backend == "eager":
         return Choice("dense", "an eager model computes all scores")
@@ -102,8 +109,6 @@ UNFUSED = "PyTorch's fused CPU kernel has no softcap, sinks or dropout, and want
 
 def flex_obstacle(encoding: PositionalEncoding, asked: Asked) -> str:
     """Why flex attention cannot do it; nothing if it can."""
-    if "flex" in asked.avoided:
-        return "`hf-posenc doctor` has seen flex attention fail here"
     if encoding.has("context_bias"):
         return CONTENT
     if asked.place not in (*FLEX_DEVICES, "cpu"):

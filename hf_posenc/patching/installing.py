@@ -15,6 +15,7 @@ from ..attention.documents import hook_documents
 from ..attention.entry import PREFIX, EncodingSite
 from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation
 from ..encodings import PositionalEncoding
+from ..verdict import avoided
 from .configuration import configure, own_config, restore, stock_config
 from .placing import check_backend, planned
 from .record import RECORD, Patch, Placement, Request
@@ -87,8 +88,9 @@ def _put_in(record: Patch, placement: Placement) -> None:
     if not placement.in_table:
         record.backbone.add_module(placement.attribute, placement.encoding.to(record.device))
     if placement.in_attention:
+        avoid = avoided(placement.request.name, record.device)
         for attention in (record.attentions[i] for i in placement.layers):
-            attention.posenc_site = EncodingSite(record.backbone, placement.attribute)
+            attention.posenc_site = EncodingSite(record.backbone, placement.attribute, avoid)
             if changes_keys(placement.encoding):
                 record.handles.append(attention.register_forward_pre_hook(CachedKeys(), with_kwargs=True))
 

@@ -15,6 +15,7 @@ from ..architectures import ARCHITECTURES, Architecture
 from ..architectures.base import forward_is_foreign
 from ..encodings import ENCODINGS
 from ..encodings.base import STAGES
+from ..verdict import warn
 from .installing import extend_to, replace, uninstall
 from .placing import planned
 from .proof import prove
@@ -59,6 +60,8 @@ def patch(model: Model, name: str, *, layers: Layers = None, verify: bool = True
     if verify:
         prove(record, requests_of(after))
     replace(record, after)
+    if any(p.in_attention and p.request is request for p in record.placements):
+        warn(name, record.device)
     return model
 
 
