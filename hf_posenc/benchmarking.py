@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from .encodings.base import ENCODINGS, options_of
 from .evaluation.measure import Meter
 
 Call = Callable[[], Any]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,49 @@ class Comparison:
         """Measure everything; a table in Markdown."""
         costs = {}
         for length in self.lengths:
-            costs[length] = measure(self.make(length), self.repeat, device)
+            costs[length] = measure(self.make(length), self.repeat, device, f" at {length:,} tokens")
         return markdown(self.title, costs, self.against)
 
 
-def measure(calls: dict[str, Call], repeat: int, device: str) -> dict[str, Cost]:
-    """The cost of each call. The first one of each counts its memory and warms it up; only later ones are timed.
+def measure(calls: dict[str, Call], repeat: int, device: str, where: str = "") -> dict[str, Cost]:
+    """The cost of each call that fits in memory; of the others a line is printed, which `where` completes.
 
-    The calls take turns within each repetition, so that a slow moment of the machine hits all of them.
+    On a CPU the first call counts its memory and warms it up. On an accelerator another one comes before, in which kernels are
+    compiled. Only later ones are timed. The calls take turns within each repetition, so that a slow moment of the machine hits all of
+    them.
     """
-    peaks = {name: peak_bytes(call, device) for name, call in calls.items()}
-    rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(repeat)]
-    return {name: Cost(statistics.median(r[name] for r in rounds), peaks[name]) for name in calls}
+
+    def first(call: Call) -> int:
+        if torch.device(device).type != "cpu":
+            call()
+        return peak_bytes(call, device)
+
+    peaks = fitting({name: partial(first, call) for name, call in calls.items()}, where)
+    rounds = [{name: seconds(calls[name], device) for name in peaks} for _ in range(repeat)]
+    return {name: Cost(statistics.median(r[name] for r in rounds), peaks[name]) for name in peaks}
+
+
+def fitting(makers: dict[str, Callable[[], Made]], where: str = "") -> dict[str, Made]:
+    """What each returns, by name; what runs out of the memory of an accelerator is left out, and a line says so."""
+    made = {}
+    for name, make in makers.items():
+        try:
+            made[name] = make()
+        except torch.OutOfMemoryError:
+            print(f"{name}{where} is left out: it does not fit in memory", flush=True)
+    return made
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated."""
+    module = torch.get_device_module(device)
+    return module.mem_get_info(device)[0] if hasattr(module, "mem_get_info") else psutil.virtual_memory().available
+
+
+def reaching(name: str, length: int, native: int) -> dict[str, Any]:
+    """Options with which an encoding reaches `length` tokens in a model trained for `native`."""
+    reach = {"factor": float(max(2, math.ceil(length / native))), "max_positions": length}
+    return {option: value for option, value in reach.items() if option in options_of(ENCODINGS[name])}
 
 
 def seconds(call: Call, device: str) -> float:
@@ -84,6 +121,7 @@ def peak_bytes(call: Call, device: str) -> int:
         with Meter(torch.device(device)) as meter:
             call()
         return (meter.peak or 0) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells stderr of every start
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         call()
     held: dict[int, int] = {}
@@ -124,7 +162,7 @@ def cells(name: str, column: dict[str, Cost], against: tuple[str, ...]) -> tuple
     """Time and memory of one call at one length, as multiples of `against`."""
     if name not in column:
         return "-", "-"
-    cost, others = column[name], [column[other] for other in against]
+    cost, others = column[name], [column.get(other, Cost(0, 0)) for other in against]
     time = " / ".join(ratio(cost.seconds, other.seconds) for other in others)
     memory = " / ".join(ratio(cost.peak, other.peak) for other in others)
     return f"{time} ({cost.seconds * 1e3:,.1f} ms)", f"{memory} ({cost.peak / 2**20:,.1f} MB)"

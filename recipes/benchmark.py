@@ -10,7 +10,12 @@
     python recipes/benchmark.py --parts whole               # forward of all 30 layers at 8k; 7
     python recipes/benchmark.py                             # all of them; about 40 minutes on two idle CPU cores
 
-The shapes are SmolLM2-135M's (9 query heads, 3 key-value heads, width 64), float32; weights are random, which does not change the time.
+The shapes are SmolLM2-135M's (9 query heads, 3 key-value heads, width 64), or with --shape llama-8b those of Llama 3 8B (32, 8 and 128),
+in float32 on a CPU and in bfloat16 on an accelerator; weights are random, which does not change the time. On a GPU:
+
+    python recipes/benchmark.py --device cuda --shape llama-8b --lengths 2048 8192 32768 131072 --parts attention forward decode
+
+What does not fit in memory is left out.
 The model counts as trained for 2,048 tokens (--native), so that encodings that reach further do so at 8k.
 
 Each cell is a multiple of the stock model with sdpa, then the number itself. Time is the median of several repetitions in which the
@@ -21,39 +26,48 @@ printed when it is done.
 
 import copy
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
-import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_posenc
-from hf_posenc.benchmarking import Call, Comparison
+from hf_posenc.benchmarking import Call, Comparison, fitting, free_memory, reaching
 from hf_posenc.command import exit_status, parse_option
 from hf_posenc.compat import CACHE
 from hf_posenc.encodings.base import ENCODINGS, products
 from hf_posenc.encodings.options import one_of
 from hf_posenc.evaluation.measure import versions
-from hf_posenc.evaluation.models import is_device
+from hf_posenc.evaluation.models import DTYPES, is_device
 from hf_posenc.flags import at_least, parse
+from hf_posenc.verdict import name_of
 
 STOCK = "stock"
-HEADS, GROUPS, WIDTH = 9, 3, 64
-SMOLLM2_135M = {
-    "vocab_size": 49152,
-    "hidden_size": HEADS * WIDTH,
-    "intermediate_size": 1536,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": GROUPS,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
-    "tie_word_embeddings": True,
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+        "tie_word_embeddings": True,
+    },
+    "llama-8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+    },
 }
 EVERY_PATH = (
     *("yarn", "alibi", "t5", "kerple", "sandwich", "rerope", "self_extend", "leaky_rerope", "dual_chunk"),
@@ -93,6 +107,13 @@ class Arguments:
     steps: Annotated[int, at_least(1)] = field(default=16, metadata={"help": "tokens decoded at each context length"})
     threads: Annotated[int, at_least(1)] = field(default=2, metadata={"help": "threads of torch on a CPU"})
     device: Annotated[str, is_device] = field(default="cpu", metadata={"help": "cpu or cuda"})
+    shape: str = field(default="smollm2-135m", metadata={"help": "of the model", "choices": list(SHAPES)})
+    dtype: str = field(default="auto", metadata={"help": "auto: float32 on a CPU, else bfloat16", "choices": DTYPES})
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        usual = "float32" if torch.device(self.device).type == "cpu" else "bfloat16"
+        return getattr(torch, usual if self.dtype == "auto" else self.dtype)
 
     def at(self, *lengths: int) -> list[int]:
         """The lengths of a part, unless others were asked for."""
@@ -107,8 +128,7 @@ class Arguments:
         given = (option.partition(".") for option in self.option)
         chosen = dict(parse_option(option) for encoding, _, option in given if encoding == name)
         takes = set() if "target_length" in chosen else set(hf_posenc.describe(name).options)
-        reach = {"factor": float(max(2, math.ceil(length / self.native))), "max_positions": length}
-        return {key: value for key, value in reach.items() if key in takes} | chosen
+        return {key: value for key, value in reaching(name, length, self.native).items() if key in takes} | chosen
 
 
 def check(given: Arguments) -> None:
@@ -117,7 +137,8 @@ def check(given: Arguments) -> None:
         if not re.match(r"\w+\.\w+=", option):
             raise ValueError(f"--option {option!r} is not encoding.key=value")
     for name in {*given.encoding, *(option.partition(".")[0] for option in given.option)}:
-        geometry = hf_posenc.Geometry(HEADS * WIDTH, HEADS, GROUPS, max_positions=given.native)
+        sizes = (SHAPES[given.shape][size] for size in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+        geometry = hf_posenc.Geometry(*sizes, max_positions=given.native)
         hf_posenc.create(name, geometry, **given.options(name, given.native))
 
 
@@ -125,8 +146,8 @@ def models(given: Arguments, names: list[str], layers: int, lengths: list[int], 
     """The stock model and one with each encoding, all holding the same weights."""
     torch.manual_seed(0)
     if stock is None:
-        config = AutoConfig.for_model("llama", num_hidden_layers=layers, max_position_embeddings=given.native, **SMOLLM2_135M)
-        stock = AutoModelForCausalLM.from_config(config, **settings).eval().to(given.device)
+        config = AutoConfig.for_model("llama", num_hidden_layers=layers, max_position_embeddings=given.native, **SHAPES[given.shape])
+        stock = random_model(given, config, **settings)
     found = {STOCK: stock}
     for name in names:
         model = copy.deepcopy(stock, {id(weight): weight for weight in stock.parameters()})
@@ -134,25 +155,33 @@ def models(given: Arguments, names: list[str], layers: int, lengths: list[int], 
     return found
 
 
+def random_model(given: Arguments, config, **settings):
+    """A model of this configuration, built where it will run."""
+    with torch.device(given.device):
+        return AutoModelForCausalLM.from_config(config, dtype=given.torch_dtype, **settings).eval()
+
+
 def turns(found: dict, make: Callable[..., Call]) -> Callable[[int], dict[str, Call]]:
-    """length -> the same call on each model."""
-    return lambda length: {name: make(model, length) for name, model in found.items()}
+    """length -> the same call on each model for which there is memory."""
+    return lambda length: fitting({name: partial(make, model, length) for name, model in found.items()}, f" at {length:,} tokens")
 
 
-def states(length: int, device) -> tuple[torch.Tensor, ...]:
+def states(length: int, model) -> tuple[torch.Tensor, ...]:
     """Random queries [1,H,L,D], keys and values [1,G,L,D], and positions [1,L]."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, length, WIDTH, device=device) for heads in (HEADS, GROUPS, GROUPS))
-    return q, k, v, torch.arange(length, device=device)[None]
+    heads, groups = model.config.num_attention_heads, model.config.num_key_value_heads
+    made = {"device": model.device, "dtype": model.dtype}
+    q, k, v = (torch.randn(1, n, length, model.config.head_dim, **made) for n in (heads, groups, groups))
+    return q, k, v, torch.arange(length, device=model.device)[None]
 
 
 def attention_call(model, length: int, **more) -> Call:
     """One call of the attention function of a layer, causal, on random states."""
     module = model.base_model.layers[0].self_attn
-    q, k, v, pos = states(length, model.device)
+    q, k, v, pos = states(length, model)
     mask = create_causal_mask(model.config, q[:, 0], None, None, pos)
     function = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
-    return lambda: function(module, q, k, v, mask, scaling=WIDTH**-0.5, position_ids=pos, **more)[0]
+    return lambda: function(module, q, k, v, mask, scaling=q.shape[-1] ** -0.5, position_ids=pos, **more)[0]
 
 
 def tokens(model, length: int) -> torch.Tensor:
@@ -192,28 +221,29 @@ def whole_square(scores: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Causal attention [1,L,H,D] from all scores [1,H,L,L], as the attention function returns it."""
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     weights = scores.masked_fill_(future, -torch.inf).softmax(-1)
-    return (weights @ v.repeat_interleave(HEADS // GROUPS, 1)).transpose(1, 2)
+    return (weights @ v.repeat_interleave(scores.shape[1] // v.shape[1], 1)).transpose(1, 2)
 
 
 def dense_call(model, length: int) -> Call:
     """The dense definition of the encoding of a model."""
-    q, k, v, pos = states(length, model.device)
+    q, k, v, pos = states(length, model)
     encoding = encoding_of(model)
     return lambda: whole_square(encoding.scores(q, k, pos, pos), v)
 
 
 def two_score_matrices(model, length: int) -> Call:
     """ReRoPE as its author computes it: the scores of near and of far keys, both whole, and a choice between them."""
-    q, k, v, pos = states(length, model.device)
+    q, k, v, pos = states(length, model)
     encoding = encoding_of(model)
     rope, native = hf_posenc.create("rope", encoding.geometry), encoding.geometry.max_positions
     late = (torch.log(pos + 1.0) / math.log(native)).clamp(min=1)[:, None, :, None]
 
     def call():
-        near = products(rope.rotate_one(q * late, pos), rope.rotate_one(k, pos))
-        far = products(rope.rotate_one(q * late, torch.full_like(pos, encoding.window)), k)
+        scaled = (q * late).to(q.dtype)
+        near = products(rope.rotate_one(scaled, pos), rope.rotate_one(k, pos))
+        far = products(rope.rotate_one(scaled, torch.full_like(pos, encoding.window)), k)
         scores = torch.where(pos.mT - pos < encoding.window, near, far)
-        return whole_square(scores.mul_(WIDTH**-0.5), v)
+        return whole_square(scores.mul_(q.shape[-1] ** -0.5), v)
 
     return call
 
@@ -221,15 +251,15 @@ def two_score_matrices(model, length: int) -> Call:
 def position_bias_calls(model, encoding: hf_posenc.PositionalEncoding, length: int) -> dict[str, Call]:
     """A bias through `position_bias=` of transformers' sdpa, made once before the call or anew in it."""
     pos = torch.arange(length, device=model.device)[None]
-    ready = encoding.bias_matrix(pos, pos)
-    calls = {"position_bias=, ready": attention_call(model, length, position_bias=ready)}
-    return calls | {"position_bias=, made": lambda: attention_call(model, length, position_bias=encoding.bias_matrix(pos, pos))()}
+    square = lambda: encoding.bias_matrix(pos, pos).to(model.dtype)  # noqa: E731
+    calls = {"position_bias=, ready": attention_call(model, length, position_bias=square())}
+    return calls | {"position_bias=, made": lambda: attention_call(model, length, position_bias=square())()}
 
 
-def fits(what: str, length: int, device) -> bool:
+def fits(what: str, length: int, model) -> bool:
     """Whether the squares of a dense form fit in free memory; if not, say so."""
-    needed = SQUARES * 4 * HEADS * length**2
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    needed = SQUARES * 4 * model.config.num_attention_heads * length**2
+    free = free_memory(model.device)
     if needed > free:
         print(f"{what} at {length:,} tokens is left out: it may need {needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free", flush=True)
     return needed <= free
@@ -252,8 +282,7 @@ def decode(given: Arguments) -> Iterator[Comparison]:
     found = models(given, given.names("yarn", "alibi", "t5", "rerope", "self_extend"), given.num_layers, lengths)
     yield Comparison(f"Decoding one token, {given.num_layers} layers", lengths, turns(found, decoding_call), repeat=given.steps)
     config = AutoConfig.for_model("gpt2", n_layer=min(12, given.whole_layers), n_positions=max(lengths) + given.steps + 1)
-    gpt2 = AutoModelForCausalLM.from_config(config).eval().to(given.device)
-    found = models(given, ["rope"], config.n_layer, lengths, stock=gpt2)
+    found = models(given, ["rope"], config.n_layer, lengths, stock=random_model(given, config))
     calls = turns({"learned": found[STOCK], "rope": found["rope"]}, decoding_call)
     yield Comparison("Decoding one token, GPT-2", lengths, calls, against=("learned",), repeat=given.steps)
 
@@ -271,7 +300,7 @@ def context(given: Arguments) -> Iterator[Comparison]:
     found = models(given, names, 1, lengths)
 
     def calls(length: int) -> dict[str, Call]:
-        dense = [name for name in names if fits(f"{name}, dense", length, found[STOCK].device)]
+        dense = [name for name in names if fits(f"{name}, dense", length, found[STOCK])]
         return turns(found, attention_call)(length) | {f"{name}, dense": dense_call(found[name], length) for name in dense}
 
     yield Comparison("Contextual bias, attention of one layer", lengths, calls, repeat=given.repeat)
@@ -284,12 +313,12 @@ def alternatives(given: Arguments) -> Iterator[Comparison]:
 
     def biases(length: int) -> dict[str, Call]:
         calls = turns({STOCK: stock, "alibi": alibi}, attention_call)(length)
-        dense = fits("position_bias=", length, stock.device)
+        dense = fits("position_bias=", length, stock)
         return calls | (position_bias_calls(stock, encoding_of(alibi), length) if dense else {})
 
     def remaps(length: int) -> dict[str, Call]:
         calls = turns({STOCK: stock, "rerope": rerope}, attention_call)(length)
-        dense = fits("rerope from two score matrices", length, stock.device)
+        dense = fits("rerope from two score matrices", length, stock)
         return calls | ({"two score matrices": two_score_matrices(rerope, length)} if dense else {})
 
     yield Comparison("ALiBi, attention of one layer", lengths, biases, repeat=given.repeat)
@@ -328,9 +357,9 @@ PARTS = {part.__name__: part for part in (attention, forward, decode, train, con
 def run(given: Arguments) -> None:
     check(given)
     torch.set_num_threads(given.threads)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts the memory, tells stderr of every start
     about = [f"{package} {version}" for package, version in versions().items()]
-    print(", ".join([*about, given.device, f"{given.threads} threads"]), end="\n\n", flush=True)
+    dtype = str(given.torch_dtype).removeprefix("torch.")
+    print(", ".join([*about, name_of(torch.device(given.device)), f"{given.threads} threads", given.shape, dtype]), end="\n\n", flush=True)
     for part in given.parts:
         for comparison in PARTS[part](given):
             print(comparison.run(given.device), flush=True)

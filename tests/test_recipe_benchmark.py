@@ -108,7 +108,7 @@ def test_what_is_compared_is_the_same_computation(recipe):
     length = 96
     found = recipe.models(given(recipe), ["alibi", "rerope", "shaw", "transformer_xl"], 1, [length])
     here = {name: recipe.attention_call(model, length)() for name, model in found.items()}
-    q, k, v, _ = recipe.states(length, "cpu")
+    q, k, v, _ = recipe.states(length, found["stock"])
     k, v = (x.repeat_interleave(3, 1) for x in (k, v))
     assert_close(here["stock"], torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2))
     assert_close(recipe.two_score_matrices(found["rerope"], length)(), here["rerope"])
@@ -138,8 +138,8 @@ def test_decoding_goes_on_after_the_context(recipe):
 
 
 def test_a_dense_form_that_does_not_fit_is_left_out(recipe, monkeypatch, capsys):
-    free = recipe.SQUARES * 4 * recipe.HEADS * 64**2
-    monkeypatch.setattr(recipe.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    free = recipe.SQUARES * 4 * 9 * 64**2
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
     recipe.run(given(recipe, "--parts", "context", "alternatives", "--encoding", "shaw", "--lengths", "64", "65"))
     out = capsys.readouterr().out
     assert "shaw, dense at 65 tokens is left out" in out and "at 64 tokens" not in out
@@ -190,6 +190,36 @@ def test_calls_take_turns_and_the_first_of_each_is_not_timed(monkeypatch):
     costs = measure({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "cpu")
     assert order == ["a", "b"] * 4
     assert costs["a"].seconds == 9.0 and costs["b"].seconds == 1.0
+
+
+def test_what_runs_out_of_memory_is_left_out(capsys):
+    def full():
+        raise torch.OutOfMemoryError
+
+    found = Comparison("T", [2], lambda length: {"stock": full, "a": lambda: torch.empty(length << 20)}).run("cpu")
+    assert "stock at 2 tokens is left out" in capsys.readouterr().out
+    assert re.fullmatch(r"- \([\d.]+ ms\)", tables(found)["T: x stock"]["a"][0]) and "stock" not in tables(found)["T: x stock"]
+
+
+def test_on_an_accelerator_the_first_call_is_neither_timed_nor_counted(monkeypatch):
+    order = []
+    monkeypatch.setattr("hf_posenc.benchmarking.peak_bytes", lambda call, device: (order.append("peak"), call(), 1)[-1])
+    monkeypatch.setattr("hf_posenc.benchmarking.seconds", lambda call, device: (order.append("time"), call(), 1.0)[-1])
+    measure({"a": lambda: order.append("call")}, 2, "cuda")
+    assert order == ["call", "peak", "call", "time", "call", "time", "call"]
+
+
+def test_other_shapes_and_dtypes(recipe, capsys, monkeypatch):
+    small = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    monkeypatch.setitem(recipe.SHAPES, "llama-8b", small)
+    words = ["--shape", "llama-8b", "--dtype", "bfloat16", "--lengths", "64"]
+    model = recipe.models(given(recipe, *words), [], 1, [64])["stock"]
+    q, k, _, _ = recipe.states(64, model)
+    assert (q.shape, k.shape, q.dtype, model.dtype) == ((1, 4, 64, 16), (1, 2, 64, 16), torch.bfloat16, torch.bfloat16)
+    recipe.run(given(recipe, *words, "--parts", "attention", "decode", "train", "context", "alternatives", "--encoding", "alibi", "shaw"))
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].endswith("llama-8b, bfloat16") and len(tables(out)) == 7
+    assert all("-" not in row for rows in tables(out).values() for row in rows.values())
 
 
 def test_a_table_of_ratios():
