@@ -12,8 +12,8 @@ from .command import exit_status
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand and return its exit status; a mistake of the user is one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in RECIPES:
-        return RECIPES[argv[0]](argv[1:])
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]](argv[1:])
     arguments = _parser().parse_args(argv)
     return exit_status(lambda: arguments.run(arguments))
 
@@ -31,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     add("describe", "formula, source, options and properties of one encoding", _describe).add_argument("encoding")
     add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help="hub id, path, or 'demo'")
     add("fetch-demo-model", "download and convert SmolLM2-135M-Instruct once, and print where it is", _fetch)
-    for name, recipe in RECIPES.items():
-        add(name, (recipe.__doc__ or "").split("\n")[0])
+    for name, command in COMMANDS.items():
+        add(name, (command.__doc__ or "").split("\n")[0])
     return parser
 
 
@@ -95,12 +95,21 @@ def _compare(argv: list[str]) -> int:
     return main(argv)
 
 
+def _doctor(argv: list[str]) -> int:
+    """does every path compute the right numbers on this device, and what does it cost?"""
+    from .doctor import main
+
+    return main(argv)
+
+
 RECIPES: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "perplexity": _perplexity,
     "passkey": _passkey,
     "finetune": _finetune,
 }
+COMMANDS = RECIPES | {"doctor": _doctor}
+"""Those that read their own flags."""
 
 if __name__ == "__main__":
     sys.exit(main())

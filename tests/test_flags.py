@@ -15,8 +15,9 @@ import yaml
 from transformers import TrainingArguments
 
 from hf_posenc import comparison, finetuning
-from hf_posenc.cli import RECIPES
+from hf_posenc.cli import COMMANDS, RECIPES
 from hf_posenc.cli import main as command
+from hf_posenc.doctor.cli import DoctorArguments
 from hf_posenc.evaluation.perplexity.cli import PerplexityArguments
 from hf_posenc.evaluation.retrieval.cli import PasskeyArguments
 from hf_posenc.finetuning import arguments as tuning
@@ -38,6 +39,7 @@ PARSERS = {
     "passkey": partial(parse, [PasskeyArguments], "hf-posenc passkey"),
     "compare": partial(parse, [comparison.CompareArguments], "hf-posenc compare"),
     "finetune": finetuning.parse,
+    "doctor": partial(parse, [DoctorArguments], "hf-posenc doctor"),
     "benchmark": lambda words: parse([recipe("benchmark").Arguments], "recipes/benchmark.py", words),
     "benchmark_perplexity": lambda words: parse([recipe("benchmark_perplexity").Arguments], "recipes/benchmark_perplexity.py", words),
 }
@@ -46,6 +48,7 @@ OWN = {
     "passkey": [PasskeyArguments],
     "compare": [comparison.CompareArguments],
     "finetune": [tuning.ModelArguments, tuning.EncodingArguments, tuning.DataArguments, tuning.CourseArguments, tuning.EvaluationArguments],
+    "doctor": [DoctorArguments],
     "benchmark": [recipe("benchmark").Arguments],
     "benchmark_perplexity": [recipe("benchmark_perplexity").Arguments],
 }
@@ -66,7 +69,7 @@ def refusal(name, words):
 
 def test_the_numbers_of_all_recipes_are_found():
     assert len(NUMBERS) > 50 and {name for name, _ in NUMBERS} == set(OWN)
-    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"}
+    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"} - {"doctor"}
 
 
 @pytest.mark.parametrize("value", ["-7", "nan", "inf", "1e400", "x", "", "1,2"])
@@ -118,7 +121,7 @@ def test_a_value_that_a_flag_cannot_have_is_named(name, words, message):
     assert message in refusal(name, words)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_mistake_is_one_line_and_status_1(name, capsys):
     for words in (["--nosuch"], ["--output_dir"], ["gone.yaml"], ["--preset", "nosuch"]):
         assert command([name, *words]) == 1
@@ -199,7 +202,7 @@ def help_of(name, capsys, *words):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_in_groups_and_shows_every_flag_of_ours(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     shown = help_of(name, capsys, "--help")
