@@ -50,7 +50,7 @@ def key_positions(q_pos: Tensor, mask: Mask, num_keys: int) -> Tensor:
         return q_pos[:, -1:] + 1 - mask[:, -num_keys:].long().flip(-1).cumsum(-1).flip(-1)
     seen = visible(mask, slice(None), num_queries, num_keys, q_pos.device)[:, 0]
     # A query sees its own key last, unless it is padding and sees only keys before that.
-    last = (num_keys - 1 - seen.flip(-1).long().argmax(-1)).where(seen.any(-1), -num_keys)
+    last = (num_keys - 1 - seen.flip(-1).to(torch.uint8).argmax(-1)).where(seen.any(-1), -num_keys)
     offset, real = (last - torch.arange(num_queries, device=last.device)).max(-1, keepdim=True)
     rank = seen.any(-2).long().cumsum(-1)
     batch = max(len(q_pos), len(seen))
