@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_attention import IN_ATTENTION
+from test_flex import SCORING
 from tiny import options_for, save_tiny, tiny_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, StaticCache
@@ -26,7 +26,7 @@ def fresh(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("name", IN_ATTENTION)
+@pytest.mark.parametrize("name", SCORING)
 def test_every_path(name, dtype):
     subject = Subject.of(read_config(None), dtype, torch.device("cuda"))
     checks = [*examine(subject, name, subject.encoding(name, LENGTH, NATIVE))]

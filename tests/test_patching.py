@@ -187,7 +187,7 @@ def test_attention_replaced_on_the_class_is_refused(monkeypatch):
 def test_backend_that_would_drop_the_scores_is_refused(backend):
     model = tiny_model("llama")
     model.config._attn_implementation_internal = backend  # as `set_attn_implementation` does where the kernels are installed
-    for name in ("alibi", "rerope"):
+    for name in ("t5", "rerope"):
         refused(model, f"attention backend {backend!r} cannot carry.*eager, sdpa, flex_attention", name)
     hf_posenc.patch(model, "yarn", factor=4.0)
     hf_posenc.patch(model, "nope")  # nothing for the backend to do
@@ -195,7 +195,7 @@ def test_backend_that_would_drop_the_scores_is_refused(backend):
 
 
 def test_backend_switched_to_one_that_drops_the_bias_fails_at_the_next_forward(ids):
-    model = hf_posenc.patch(tiny_model("llama"), "alibi")
+    model = hf_posenc.patch(tiny_model("llama"), "t5")
     logits = model(ids).logits
     model.config._attn_implementation_internal = "flash_attention_2"
     for _ in range(2):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.integrations.flash_attention import get_target_dtype
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from . import stock
 from .call import Call
 
 PAIRS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
@@ -37,8 +37,8 @@ def attention(call: Call, query: Tensor, key: Tensor) -> Tensor:
         return native(q, k, v, softmax_scale=call.scaling, causal=True, alibi_slopes=slopes.float())
     dtype = get_target_dtype(query, call.module) or query.dtype  # what the backend would round them to
     query, key = widened(query.to(dtype), key.to(dtype), slopes / call.scaling, numbers)
-    function = ALL_ATTENTION_FUNCTIONS[call.backend]
-    return function(call.module, query, key, call.value.to(dtype), call.mask, scaling=call.scaling, **call.kwargs)[0].to(call.value.dtype)
+    value = call.value.to(dtype)
+    return stock.attention(call.backend, call.module, query, key, value, call.mask, scaling=call.scaling, **call.kwargs)[0].to(call.dtype)
 
 
 def widened(query: Tensor, key: Tensor, heads: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:

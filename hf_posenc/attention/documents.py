@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import create_masks_for_generate, packed_sequence_mask_function
 
 from .cached import cache_in
+from .choice import FLASH
 from .positions import COUNTED
 
 
@@ -29,6 +30,9 @@ class DocumentMasks:
     end a document; without them it does, as transformers has it. What goes on from a KV cache is left alone, and so is a mask that says
     all by itself.
 
+    Raises:
+        ValueError: when it is called, if flash attention would not keep the documents apart.
+
     Args:
         names: of the arguments of the decoder's `forward`.
     """
@@ -45,10 +49,21 @@ class DocumentMasks:
         starts = restarts(positions, mask)
         if not torch.compiler.is_compiling() and not starts.any():
             return args, kwargs
+        if str(decoder.config._attn_implementation).endswith(FLASH):
+            check_flash(rows, mask)
         use_cache = given.get("use_cache")  # None, as the models with a head hand it on, leaves it to the configuration
         if mask is None and not (decoder.config.use_cache if use_cache is None else use_cache):
             starts = positions.diff(prepend=positions[:, :1] - 1) != 1
         return (), given | {"attention_mask": document_masks(decoder, starts.cumsum(-1), mask)}
+
+
+def check_flash(rows: int, mask: Tensor | None) -> None:
+    """Raise ValueError for packed documents that flash attention would let see each other: it tells them by positions, in one row."""
+    if rows > 1 or not (mask is None or mask.all()):
+        raise ValueError(
+            "flash attention keeps packed documents apart only in a batch of one row without padding: put them all into one row, or load "
+            "the model with attn_implementation='sdpa' or 'flex_attention'"
+        )
 
 
 def rows_of(given: dict[str, Any]) -> tuple[int, Any, Any]:

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..encodings import PositionalEncoding, Region
-from . import blocks, columns, dense, distance, flex, regional
+from . import blocks, columns, dense, distance, flex, regional, stock
 from .cached import ENCODED
 from .call import Call
 from .choice import BACKENDS, FLASH, choose
 from .layout import Layout
 from .masks import Mask
-from .structured import mask_for_flex, mask_for_sdpa, written
+from .structured import mask_for_flex, mask_for_sdpa
 
 PREFIX = "hf_posenc_"
 
@@ -57,7 +56,7 @@ def posenc_attention(
     site: EncodingSite | None = module.__dict__.get("posenc_site")
     plain = backend == "eager" or kwargs.get("output_attentions")
     if site is None and not plain:
-        return ALL_ATTENTION_FUNCTIONS[backend](module, query, key, value, written(attention_mask), **kwargs)
+        return stock.attention(backend, module, query, key, value, attention_mask, **kwargs)
     call = _call(backend, site, module, query, key, value, attention_mask, **kwargs)
     return dense.attention(call) if plain else _by_path(call)
 
@@ -98,8 +97,7 @@ def _by_path(call: Call) -> tuple[Tensor, Tensor | None]:
         return distance.attention(dataclasses.replace(call, query=query, key=key)), None
     if path == "columns":
         return columns.attention(call, query, key), None
-    function = ALL_ATTENTION_FUNCTIONS[call.backend]
-    return function(call.module, query, key, call.value, written(call.mask), scaling=call.scaling, **call.kwargs)
+    return stock.attention(call.backend, call.module, query, key, call.value, call.mask, scaling=call.scaling, **call.kwargs)
 
 
 def are_bounded(regions: list[Region]) -> bool:
