@@ -171,6 +171,30 @@ def test_softcaps_and_sinks(accelerated, name):
         assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("name", ["alibi", "rerope"])
+def test_gradients_of_sinks_beside_queries_that_see_nothing(accelerated, name, monkeypatch):
+    """What reaches the log-sum-exp is a number there too: in the real kernel, anything else would spread over all keys."""
+    came_back = []
+
+    def kernel(*args, **kwargs):
+        output, lse = reference_flex.kernel(*args, **kwargs)
+        lse.register_hook(came_back.append)
+        return output, lse
+
+    monkeypatch.setattr(flex, "kernel", kernel)
+    site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
+    q_pos, k_pos, seen, mask = problem("padded")
+    states = [x.requires_grad_() for x in (q, k, v, torch.linspace(-1, 2, 4))]
+    twins = [x.detach().double().requires_grad_() for x in states]
+    output, _ = posenc_attention("sdpa", site, *states[:3], mask, position_ids=q_pos, s_aux=states[3])
+    wanted = dense(site.encoding, *twins[:3], q_pos, k_pos, seen, sinks=twins[3])
+    assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
+    theirs = torch.autograd.grad(wanted.square().sum(), twins)
+    for one, other in zip(torch.autograd.grad(output.square().sum(), states), theirs, strict=True):
+        assert_close(one.double(), other, atol=1e-4, rtol=1e-3)
+    assert came_back and all(x.isfinite().all() for x in came_back)
+
+
 def test_dropout_goes_by_block(accelerated):
     """Flex attention has none: all of it would be lost without a word."""
     site, q, k, v = site_of("alibi", queries=LENGTH, keys=LENGTH)

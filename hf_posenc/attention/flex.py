@@ -94,8 +94,8 @@ def merged(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
     lses = torch.stack([lse for _, lse in parts if lse is not None])
     top = lses.detach().amax(0).clamp(min=torch.finfo(lses.dtype).min)
     shares = (lses - top).exp()
-    total = shares.sum(0)
-    shares = shares / total.clamp(min=torch.finfo(total.dtype).tiny)
+    total = shares.sum(0).clamp(min=torch.finfo(shares.dtype).tiny)  # 0 for a query that sees nothing
+    shares = shares / total
     output = shares.new_zeros(())
     for (part, _), share in zip(parts, shares, strict=True):
         output = output + part.to(shares.dtype) * share[..., None]
