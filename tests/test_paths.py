@@ -6,11 +6,9 @@ import pytest
 import torch
 from test_attention import IN_ATTENTION, Site, reference, setting
 from torch.testing import assert_close
-from transformers.masking_utils import flex_attention_mask
 
 import hf_posenc
 from hf_posenc.attention import blocks, columns, dense, distance, entry, flex, regional, stock
-from hf_posenc.attention.call import Call
 from hf_posenc.attention.entry import posenc_attention
 from hf_posenc.encodings import Geometry, PositionalEncoding
 
@@ -81,8 +79,6 @@ def expected_paths(name, kind, grad):
         return by_block
     if "regions" in stages:
         return {"regions"} if kind == "plain" else {"blocks"}
-    if kind == "flex":
-        return {"flex"}
     return {"table"} if cls.relative and kind == "plain" else by_block
 
 
@@ -102,13 +98,9 @@ def taken(monkeypatch):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("kind", ["plain", "holes", "eager", "flex"])
+@pytest.mark.parametrize("kind", ["plain", "holes", "eager"])
 @pytest.mark.parametrize("name", [*IN_ATTENTION, *OWN])
-def test_every_path_in_every_dtype(name, kind, grad, dtype, taken, monkeypatch):
-    if kind == "flex":
-        if grad or dtype == torch.float64 or expected_paths(name, kind, grad) != {"flex"}:
-            pytest.skip("flex on a CPU has no backward pass and no float64; other stages do not go there")
-        monkeypatch.setattr(Call, "tileable", False)
+def test_every_path_in_every_dtype(name, kind, grad, dtype, taken):
     site, q, k, v = site_of(name)
     site.encoding.to(dtype)
     q, k, v = (x.to(dtype) for x in (q, k, v))
@@ -119,10 +111,8 @@ def test_every_path_in_every_dtype(name, kind, grad, dtype, taken, monkeypatch):
     twins = [x.double().requires_grad_(grad) for x in (q, k, v)]
     wanted = reference(site.encoding, *twins, pos, pos, seen)
     inputs = [x.clone().requires_grad_(grad) for x in (q, k, v)]
-    backend = {"eager": "eager", "flex": "flex_attention"}.get(kind, "sdpa")
-    mask = flex_attention_mask(2, LENGTH, LENGTH) if kind == "flex" else seen
-    with torch.set_grad_enabled(grad), torch.compiler.set_stance("force_eager"):
-        output, _ = posenc_attention(backend, site, *inputs, mask, position_ids=pos[:1])
+    with torch.set_grad_enabled(grad):
+        output, _ = posenc_attention("eager" if kind == "eager" else "sdpa", site, *inputs, seen, position_ids=pos[:1])
     assert taken == expected_paths(name, kind, grad)
     assert output.dtype == dtype
     assert_close(output.double(), wanted, **TOLERANCE[dtype])

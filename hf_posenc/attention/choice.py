@@ -82,8 +82,8 @@ def _cheapest(encoding: PositionalEncoding, asked: Asked) -> Choice:
         return Choice("stock", "a rotation alone leaves the kernel of the model as it is")
     if asked.backend in FLASH:
         return Choice("columns", "flash attention takes the bias as further columns of queries and keys")
-    obstacle = flex_obstacle(encoding, asked)
     if asked.place != "cpu":
+        obstacle = flex_obstacle(encoding, asked)
         return (
             Choice("blocks", obstacle) if obstacle else Choice("flex", "compiled flex attention has the bias or the regions in its kernel")
         )
@@ -98,8 +98,6 @@ def _cheapest(encoding: PositionalEncoding, asked: Asked) -> Choice:
         return Choice("blocks", CONTENT)
     if encoding.relative and asked.tileable:
         return Choice("table", "a bias of the distance is a strided view of one table")
-    if asked.backend == "flex_attention" and not asked.tileable and not obstacle:
-        return Choice("flex", "the model was loaded with flex attention")
     return Choice("blocks", UNFUSED if encoding.relative else "the bias is no function of the distance")
 
 
@@ -108,21 +106,19 @@ UNFUSED = "PyTorch's fused CPU kernel has no softcap, sinks or dropout, and want
 
 
 def flex_obstacle(encoding: PositionalEncoding, asked: Asked) -> str:
-    """Why flex attention cannot do it; nothing if it can."""
+    """Why flex attention cannot do it on an accelerator; nothing if it can."""
     if encoding.has("context_bias"):
         return CONTENT
-    if asked.place not in (*FLEX_DEVICES, "cpu"):
+    if asked.place not in FLEX_DEVICES:
         return f"flex attention has no kernel for {asked.place}"
     if asked.dtype == torch.float64:
         return "flex attention has no kernel for float64"
     if asked.dropout:
         return "flex attention has no dropout"
-    if asked.learning and asked.place in ("cpu", "mps"):
-        return f"flex attention has no backward pass on {asked.place}"
+    if asked.learning and asked.place == "mps":
+        return "flex attention has no backward pass on mps"
     if asked.regional and encoding.data_dependent:
         return "how many regions there are depends on the length of the text"
-    if asked.regional and asked.place == "cpu":
-        return "flex attention gives no log-sum-exp on a CPU"
     if asked.learning and not encoding.relative and encoding.has("bias") and any(p.requires_grad for p in encoding.parameters()):
         return "in flex attention every score would add to the same few gradients, one after the other"
     return ""
