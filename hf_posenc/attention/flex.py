@@ -15,7 +15,7 @@ from ..encodings import PositionalEncoding, Region
 from . import sparse
 from .call import Call
 from .distance import distance_table
-from .masks import additive
+from .masks import additive, settled
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 FEW = 128
@@ -75,13 +75,20 @@ def kernel_options(call: Call) -> dict[str, Any]:
     """What PyTorch should not choose by itself.
 
     Its kernel for decoding fails to compile for some numbers of queries from 2 to 127 where key heads are shared (pytorch/pytorch#185349);
-    and a long function of the positions leaves no registers for blocks of 128.
+    and a bias that is computed pair by pair leaves neither registers nor shared memory for blocks of 128.
     """
-    encoding, queries = call.encoding, call.layout.num_queries
-    if call.place not in ("cuda", "xpu") or queries == 1:
+    if call.place not in ("cuda", "xpu"):
         return {}
-    long = queries >= FEW and encoding.has("bias") and not encoding.relative
-    return {"BACKEND": "TRITON"} | ({"BLOCK_M": 64, "BLOCK_N": 32} if long else {})
+    encoding, single = call.encoding, call.layout.num_queries == 1
+    if single:
+        return {"BLOCK_N": 32} if encoding.has("bias") and not encoding.relative else {}
+    computed = encoding.has("bias") and _reach(call) is None
+    return {"BACKEND": "TRITON"} | ({"BLOCK_M": 64, "BLOCK_N": 32} if computed else {})
+
+
+def _reach(call: Call) -> int | None:
+    """How long a table of distances has to be for this call; None where the bias is computed pair by pair."""
+    return call.layout.reach if call.encoding.relative and call.layout.num_queries >= FEW else None
 
 
 @cache
@@ -107,6 +114,7 @@ def score_mod(call: Call) -> ScoreMod | None:
     softcap, extra, bias = call.softcap, additive(call.mask, slice(None)), _bias(call)
     if softcap is None and extra is None and bias is None:
         return None
+    extra = None if extra is None else settled(extra)
     batch, heads = (0, 0) if extra is None else (int(n > 1) for n in extra.shape[:2])
 
     def modified(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -127,7 +135,7 @@ def _bias(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | No
     if not encoding.has("bias"):
         return None
     q_pos, k_pos = layout.small_positions
-    reach = layout.reach if encoding.relative and layout.num_queries >= FEW else None
+    reach = _reach(call)
     if reach is None:
         here = _here(encoding, call.query.device)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..encodings import PositionalEncoding, Region
 from ..encodings.base import at_hand, has_values
-from .masks import Mask, key_positions, visible
+from .masks import Mask, key_positions, settled, visible
 from .positions import COUNTED
 
 MEMO = "posenc_layouts"
@@ -101,7 +101,11 @@ class Layout:
     @property
     def small_positions(self) -> tuple[Tensor, Tensor]:
         """Positions of the queries [B,Q] and of the keys [B,K] as a kernel reads them: int32, in one piece."""
-        return self.once("small", lambda: (self.q_pos.int().contiguous(), self.k_pos.int().expand(len(self.q_pos), -1).contiguous()))
+
+        def small(pos: Tensor) -> Tensor:
+            return settled(pos.int().expand(len(self.q_pos), -1).contiguous())
+
+        return self.once("small", lambda: (small(self.q_pos), small(self.k_pos)))
 
     @property
     def reach(self) -> int | None:

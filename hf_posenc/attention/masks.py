@@ -25,6 +25,17 @@ def visible(mask: Mask, rows: slice, num_queries: int, num_keys: int, device: to
     return causal if mask is None else causal & mask[:, None, None, -num_keys:].bool()
 
 
+def settled(x: Tensor) -> Tensor:
+    """`x`, for a function within flex attention to read; in a graph, as what lies in memory.
+
+    The compiler would have the kernel read a view of what has not been computed yet, and fail (PyTorch 2.13).
+    """
+    if not torch.compiler.is_compiling():
+        return x
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())
+
+
 def additive(mask: Mask, rows: slice) -> Tensor | None:
     """Numbers that a float mask adds to the scores, beyond hiding keys; None for the other forms."""
     if isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point():

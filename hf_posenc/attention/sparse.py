@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from ..encodings import PositionalEncoding, Region
 from .layout import Layout, blocks_of
-from .masks import visible
+from .masks import settled, visible
 
 SIZE = 128
 """Queries, and keys, of one block."""
@@ -48,8 +48,8 @@ def block_mask_of(layout: Layout, encoding: PositionalEncoding, index: int, regi
     owner: Hashable = encoding if _is_bounded(region) else BlockMask  # what has no bounds is the same for all
     what = (owner, "pairs", index, torch.is_grad_enabled())
     device = layout.q_pos.device
-    stream = _stream(device)
-    if not layout.is_plain or region.queries is not None or stream is None:
+    # Within a graph nothing is plain, and no stream is asked for.
+    if not layout.is_plain or region.queries is not None or (stream := _stream(device)) is None:
         return layout.once(what, lambda: block_mask(layout, region))
     key = (*what[1:], tuple(layout.q_pos.shape), device, stream, torch.is_inference_mode_enabled())
     kept = _kept.setdefault(owner, OrderedDict())
@@ -187,6 +187,7 @@ def _all(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 def _of_tensor(mask: Tensor) -> MaskMod:
     """Of a mask [B or 1,H or 1,Q,K] bool."""
+    mask = settled(mask)
     batch, heads = (int(n > 1) for n in mask.shape[:2])
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -220,4 +221,4 @@ def _bounds(layout: Layout, region: Region) -> tuple[Tensor, Tensor, Tensor]:
     if region.queries is not None:
         first, end = (max(0, min(x, largest)) for x in region.queries)
         high = high.masked_fill((q_pos < first) | (q_pos >= end), 0)
-    return low.contiguous(), high.contiguous(), k_pos
+    return settled(low.contiguous()), settled(high.contiguous()), k_pos
