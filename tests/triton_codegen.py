@@ -117,6 +117,7 @@ def _device() -> str:
 def _pretend(capability: int, found: Compiled, binaries: bool) -> None:
     """Stand in for the CUDA parts of torch and Triton that a CPU build lacks, and keep what is compiled."""
     import torch
+    import torch._dynamo
     import torch._inductor.async_compile as async_compile
     import torch._inductor.compile_fx as compile_fx
     import torch._inductor.fx_passes.joint_graph as joint_graph
@@ -152,6 +153,7 @@ def _pretend(capability: int, found: Compiled, binaries: bool) -> None:
         utils=SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": SHARED[capability]}),
     )
     for place, name, value in (
+        (torch._dynamo.config, "fail_on_recompile_limit_hit", True),
         (config, "force_disable_caches", True),
         (config, "compile_threads", 1),
         (config, "use_static_triton_launcher", False),
@@ -160,6 +162,8 @@ def _pretend(capability: int, found: Compiled, binaries: bool) -> None:
         (torch.cuda, "get_rng_state", lambda *_: seed),
         (torch.cuda, "set_rng_state", lambda *_: None),
         (torch.cuda, "_lazy_init", lambda: None),
+        (torch.cuda, "is_current_stream_capturing", lambda: False),
+        (torch.cuda, "current_stream", lambda *_: SimpleNamespace(stream_id=0, device_index=0, cuda_stream=0)),
         (torch.cuda, "_get_device_properties", lambda device: properties),
         (torch.cuda, "_exchange_device", lambda device: 0),
         (torch.cuda, "_maybe_exchange_device", lambda device: 0),
@@ -168,6 +172,7 @@ def _pretend(capability: int, found: Compiled, binaries: bool) -> None:
         (triton.runtime.driver, "_active", driver),
         (triton_helpers, "set_driver_to_gpu", lambda: None),
         # Constants and the examples of patterns would be computed on the device.
+        (joint_graph.UniformValueConstantFolder, "_add_peephole_patterns", lambda self: None),
         (FakeTensorMode, "avoid_device_init", True),
         (proxy_tensor, "CONSTANT_NUMEL_LIMIT", 0),
         *((module, "lazy_init", lambda *_: None) for module in (joint_graph, pre_grad, post_grad)),
