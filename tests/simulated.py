@@ -1,4 +1,4 @@
-"""A CUDA device that is simulated, to see on a CPU what a model would ask of a real one: tensors that say they are on `cuda:0`.
+"""CUDA devices that are simulated, to see on a CPU what a model would ask of real ones: tensors that say they are on `cuda:0` or `cuda:1`.
 
 They hold real numbers on the CPU, which come out as right or as wrong as they are; every operation is dispatched through `Device`, which
 notes what a GPU would feel. Where the host waits for the device, what is copied to it, which devices are mixed, how many kernels are
@@ -11,6 +11,8 @@ launched, how large the largest tensor is: with file and line.
         out = model(ids).logits
     assert not device.waits and not device.mixes
     assert_close(host(out), expected)
+
+What is noted is noted for both devices together; a copy from one to the other is a transfer, for which nobody waits.
 
 A call of `scaled_dot_product_attention`, of flex attention or of a function from `torch.compile` is one launch, forward and backward:
 which of its kernels a real GPU would choose, and whether that one can do it, is not simulated.
@@ -50,6 +52,7 @@ from transformers.integrations import flex_attention as stock_flex
 from hf_posenc.attention import flex as own_flex
 
 CUDA = torch.device("cuda:0")
+DEVICES = 2
 UNIQUE = {"_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "bincount"} | UNIQUE
 """The host needs to know a number, or how large the result is."""
@@ -73,16 +76,18 @@ def host(x: Tensor) -> Tensor:
 
 
 class SimulatedTensor(torch.Tensor):
-    """Says it is on the device, and holds `host`, a tensor on the CPU."""
+    """Says it is on a device, and holds `host`, a tensor on the CPU."""
 
     host: Tensor
     home: Device
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, numbers: Tensor, home: Device) -> SimulatedTensor:
+    def __new__(cls, numbers: Tensor, home: Device | None = None, place: torch.device = CUDA, requires_grad: bool = False) -> Tensor:
+        if home is None:  # for the type of a parameter, as which accelerate takes it
+            return torch.nn.Parameter(numbers, requires_grad)
         like = {"strides": numbers.stride(), "storage_offset": numbers.storage_offset(), "dtype": numbers.dtype}
-        self = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, device=CUDA, **like)
+        self = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, device=place, **like)
         self.host, self.home = numbers, home
         return self
 
@@ -94,7 +99,9 @@ class SimulatedTensor(torch.Tensor):
         return self.cpu().tolist()
 
     def numpy(self, **kwargs):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(
+            f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
 
     def __repr__(self, **kwargs):
         return f"simulated({self.host})"
@@ -122,8 +129,9 @@ class Device(TorchDispatchMode):
     Attributes:
         waits: "file.py:line [operation] code" -> how often the host waited there for the device.
         copies: from host to device; a CPU tensor of no dimensions, handed to an operation that takes it for a number, is none.
-        stock_waits, stock_copies: the same, where the innermost line is one of transformers.
-        mixes: operations on tensors of two devices that CUDA would refuse.
+        transfers: from one device to the other.
+        stock_waits, stock_copies, stock_transfers: the same, where the innermost line is one of transformers.
+        mixes: operations on tensors of two devices, the host or not, that CUDA would refuse.
         refused: what else a GPU would refuse.
         by_op: launches of kernels by operation; views are none.
         largest: the largest tensor made.
@@ -143,6 +151,8 @@ class Device(TorchDispatchMode):
         self.stock_waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.stock_copies: Counter[str] = Counter()
+        self.transfers: Counter[str] = Counter()
+        self.stock_transfers: Counter[str] = Counter()
         self.mixes: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.by_op: Counter[str] = Counter()
@@ -160,7 +170,7 @@ class Device(TorchDispatchMode):
         return self.run(func, args, kwargs or {})
 
     def run(self, func: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """The result of an operation, on the device if any of its tensors is or if it is to be made there."""
+        """The result of an operation, on the device of its tensors or where it is to be made."""
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         ours = [x for x in tensors if isinstance(x, SimulatedTensor)]
         target = kwargs.get("device")
@@ -170,30 +180,37 @@ class Device(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         here = target is None or target.type == "cuda"
-        self._look(func, args, kwargs, tensors, ours, here)
+        place = ours[0].device if target is None else torch.device(target.type, target.index or 0)
+        self._look(func, args, kwargs, tensors, ours, place)
         known = {id(_to_host(x)): x for x in tensors}
 
         def placed(x: Any) -> Any:
-            return known[id(x)] if id(x) in known else SimulatedTensor(x, self) if here and isinstance(x, Tensor) else x
+            return known[id(x)] if id(x) in known else SimulatedTensor(x, self, place) if here and isinstance(x, Tensor) else x
 
         made = tree_map(placed, _on_host(func, *tree_map(_to_host, args), **tree_map(_to_host, kwargs)))
         if self.region is not None:
             self.region.add(ours, made)
-        moved = _op(func) in TRANSFERS and len(ours) < len(tensors)
+        moved = _op(func) in TRANSFERS and {x.device for x in tensors} != {place}
         if here and not moved:
             self._launch(func, made)
         return made
 
-    def _look(self, func: OpOverload, args: tuple, kwargs: dict, tensors: list[Tensor], ours: list[SimulatedTensor], here: bool) -> None:
+    def _look(
+        self, func: OpOverload, args: tuple, kwargs: dict, tensors: list[Tensor], ours: list[SimulatedTensor], place: torch.device
+    ) -> None:
         name = _op(func)
         foreign = [x for x in tensors if not isinstance(x, SimulatedTensor)]
         if name in TRANSFERS:
-            into_ours = here if name == "_to_copy" else isinstance(args[0], SimulatedTensor)
+            into_ours = place.type == "cuda" if name == "_to_copy" else isinstance(args[0], SimulatedTensor)
             if not into_ours:
                 self._wait(name)
             elif any(x.numel() for x in foreign):
                 self._copy(name)
+            elif any(x.device != (place if name == "_to_copy" else args[0].device) and x.numel() for x in ours):
+                self._note(self.transfers, name, stock=self.stock_transfers)
             return
+        if len({x.device for x in ours}) > 1:
+            self._note(self.mixes, name)
         if name in INDEXING:
             indexed, index, *put = args
             chosen = [x for x in index if x is not None]
@@ -260,7 +277,7 @@ class Device(TorchDispatchMode):
             given = [x for x in (query, key, value, attn_mask) if x is not None]
             if not any(isinstance(x, SimulatedTensor) for x in given):
                 return stock(query, key, value, attn_mask, dropout_p, is_causal, **options)
-            if not all(isinstance(x, SimulatedTensor) for x in given):
+            if len({x.device for x in given}) > 1:
                 self._note(self.mixes, "sdpa")
             if attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype):
                 self._note(self.refused, f"sdpa: mask of {attn_mask.dtype} for a query of {query.dtype}")
@@ -271,7 +288,7 @@ class Device(TorchDispatchMode):
                 if not self.compute:
                     return (_nothing((*query.shape[:-1], value.shape[-1]), *tensors[:3]),)
                 q, k, v, *masks = (x.cpu() for x in tensors)
-                return (stock(q, k, v, *masks or [None], dropout_p, is_causal, **options).to(CUDA),)
+                return (stock(q, k, v, *masks or [None], dropout_p, is_causal, **options).to(query.device),)
 
             return self.fused("sdpa", compute, query, key, value, attn_mask, hush=("launches", "waits"))[0]
 
@@ -293,10 +310,11 @@ class Device(TorchDispatchMode):
         shape = (*query.shape[:3], key.shape[2])
         blocks = 1.0 if block_mask is None else _density(block_mask)
         self.flex.append(FlexCall(shape, score_mod is not None, block_mask is not None, blocks))
-        if not all(isinstance(x, SimulatedTensor) for x in (query, key, value)):
+        if len({x.device for x in (query, key, value)}) > 1:
             self._note(self.mixes, "flex_attention")
         if block_mask is not None:
-            for problem in _problems(block_mask, any(x.requires_grad for x in (query, key, value)) and torch.is_grad_enabled()):
+            learning = any(x.requires_grad for x in (query, key, value)) and torch.is_grad_enabled()
+            for problem in _problems(block_mask, query.device, learning):
                 self._note(self.refused, f"flex_attention: {problem}")
 
         def compute(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -415,10 +433,10 @@ def _density(mask: BlockMask) -> float:
     return listed / (mask.kv_num_blocks.shape[:2].numel() * rows * columns)
 
 
-def _problems(mask: BlockMask, backward: bool) -> Iterator[str]:
+def _problems(mask: BlockMask, place: torch.device, backward: bool) -> Iterator[str]:
     """What is wrong with the lists of blocks."""
     named = {name: getattr(mask, name) for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")}
-    yield from (f"{name} on the CPU" for name, x in named.items() if x is not None and not isinstance(x, SimulatedTensor))
+    yield from (f"{name} on {x.device}" for name, x in named.items() if x is not None and x.device != place)
     if mask.q_num_blocks is None:
         if backward:
             yield "a backward pass without q_num_blocks"
@@ -484,7 +502,7 @@ _active: Device | None = None
 
 @contextmanager
 def simulated(compute: bool = True, free: int = 1 << 33) -> Iterator[Device]:
-    """A simulated device within the block. Tensors that are left on it hold their numbers beyond it (`host`).
+    """Simulated devices within the block. Tensors that are left on it hold their numbers beyond it (`host`).
 
     Args:
         compute: False lets attention kernels give zeros at once, to look at launches and sizes at lengths that a CPU has no time for.
@@ -510,6 +528,8 @@ def simulated(compute: bool = True, free: int = 1 << 33) -> Iterator[Device]:
             (torch.cuda, "mem_get_info", lambda *_: (free, free)),
             (torch.cuda, "memory_reserved", lambda *_: 0),
             (torch.cuda, "memory_allocated", lambda *_: 0),
+            (torch.cuda, "device_count", lambda: DEVICES),
+            (torch.cuda, "get_device_name", lambda *_: "simulated"),
         ]
         for owner, name, function in replaced:
             stack.enter_context(mock.patch.object(owner, name, function))
