@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from ..encodings import PositionalEncoding
+from .places import here
 
 ENCODED = "posenc_keys_are_encoded"
 """Argument that an attention module passes on to its attention function: the keys come out of a cache, as `cached_key` made them."""
@@ -38,7 +39,8 @@ class EncodedKeys(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Cache the new keys [B,G,Q,D] and values [B,G,Q,V]; all that is cached, [B,G,K,D+n] and [B,G,K,V]."""
-        key = self._encoding.cached_key(key_states, self._pos.to(key_states.device)).to(key_states.dtype)
+        pos = self._pos.to(key_states.device)
+        key = here(self._encoding, pos).cached_key(key_states, pos).to(key_states.dtype)
         if key.shape[-1] != key_states.shape[-1]:
             self._make_room(layer_idx, key.shape[-1])
         return self._cache.update(key, value_states, layer_idx, *args, **kwargs)

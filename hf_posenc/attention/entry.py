@@ -17,7 +17,8 @@ from .call import Call
 from .choice import BACKENDS, FLASH, choose
 from .layout import Layout
 from .masks import Mask
-from .structured import mask_for_flex, mask_for_sdpa
+from .places import here
+from .structured import mask_for_eager, mask_for_flex, mask_for_sdpa
 
 PREFIX = "hf_posenc_"
 
@@ -66,7 +67,7 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     encoded = kwargs.pop(ENCODED, False)
     if site is None:
         return Call(module, query, key, value, mask, None, None, scaling, kwargs)  # type: ignore[arg-type]
-    encoding = site.encoding
+    encoding = here(site.encoding, kwargs["position_ids"])
     # Under autocast the neutral rotation of the family has left bfloat16 numbers in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     layout = Layout.of(kwargs["position_ids"], _said(backend, mask, query, key), len(query), key.shape[2])
@@ -105,7 +106,7 @@ def are_bounded(regions: list[Region]) -> bool:
     return len(regions) > 1 or regions[0].keys is not None or regions[0].queries is not None
 
 
-MASKS = {"sdpa": mask_for_sdpa, "flex_attention": mask_for_flex}
+MASKS = {"eager": mask_for_eager, "sdpa": mask_for_sdpa, "flex_attention": mask_for_flex}
 for _backend in BACKENDS:
     if _backend in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionInterface.register(PREFIX + _backend, partial(posenc_attention, _backend))

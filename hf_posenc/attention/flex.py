@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any, cast
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from ..encodings import PositionalEncoding, Region
+from ..encodings import Region
 from . import sparse
 from .call import Call
 from .distance import distance_table
@@ -137,10 +136,9 @@ def _bias(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | No
     q_pos, k_pos = layout.small_positions
     reach = _reach(call)
     if reach is None:
-        here = _here(encoding, call.query.device)
 
         def computed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return here.bias(h, q_pos[b, q], k_pos[b, k])
+            return encoding.bias(h, q_pos[b, q], k_pos[b, k])
 
         return computed
     # With gradients each layer makes its own, because gradient checkpointing runs layers again.
@@ -151,16 +149,3 @@ def _bias(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | No
         return table[h, (q_pos[b, q] - k_pos[b, k]).clamp(0, table.shape[1] - 1)]
 
     return looked_up
-
-
-def _here(encoding: PositionalEncoding, device: torch.device) -> PositionalEncoding:
-    """`encoding` with its numbers on `device`: a kernel cannot fetch them."""
-    held = [*encoding.named_parameters(), *encoding.named_buffers()]
-    if all(x.device == device for _, x in held):
-        return encoding
-    there = copy.copy(encoding)
-    there._parameters, there._buffers = dict(encoding._parameters), dict(encoding._buffers)
-    for tensors in (there._parameters, there._buffers):
-        for name, x in tensors.items():
-            tensors[name] = None if x is None else x.to(device)  # type: ignore[assignment]
-    return there

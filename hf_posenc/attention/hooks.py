@@ -13,6 +13,7 @@ from ..encodings import PositionalEncoding
 from ..encodings.base import at_hand, has_values
 from .cached import ENCODED, EncodedKeys, no_continuous_batching
 from .entry import PREFIX
+from .places import here
 from .positions import bound, resolve
 
 
@@ -58,7 +59,7 @@ class BackbonePositions:
         x = backbone.get_input_embeddings()(ids) if x is None else x
         if x.ndim > 3:
             raise ValueError("an encoding of the embeddings takes 2-D input_ids, [batch, tokens]: flatten the choices into the batch")
-        return encoding.embed(x, pos.expand(x.shape[0], -1))
+        return here(encoding, pos).embed(x, pos.expand(x.shape[0], -1))
 
     def _keep_attention(self, backbone: Any, change: Callable[[str], None]) -> None:
         """A user who changes the attention backend of a patched model means the backend, not the loss of the encoding."""

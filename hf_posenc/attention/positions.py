@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from .cached import cache_in
-
-COUNTED = "posenc_counted"
-"""Attribute of positions that `resolve` has counted: they go up by one from each token that the mask does not hide to the next."""
+from .places import COUNTED, follow
 
 
 def resolve(arguments: dict[str, Any]) -> Tensor:
@@ -27,7 +25,7 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
     device, length = (tokens.device, tokens.shape[-1]) if tokens is not None else _of_embeddings(arguments["inputs_embeds"])
     if given is not None:
         # A tensor of this forward pass alone, by which its layers know each other.
-        return given.reshape(-1, length) if given.ndim > 2 and tokens is not None and tokens.ndim > 2 else given[...]
+        return follow(given.reshape(-1, length) if given.ndim > 2 and tokens is not None and tokens.ndim > 2 else given[...])
     mask, cache = arguments.get("attention_mask"), cache_in(arguments)
     if isinstance(mask, Tensor) and mask.ndim == (2 if tokens is None else tokens.ndim):
         counted = (mask.flatten(0, -2).long().cumsum(-1) - 1).clamp(min=0)[:, -length:].to(device)
@@ -35,7 +33,7 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
         counted = (torch.arange(length, device=device) + (0 if cache is None else cache.get_seq_length()))[None]
     if not torch.compiler.is_compiling():
         setattr(counted, COUNTED, True)
-    return counted
+    return follow(counted)
 
 
 def bound(arguments: dict[str, Any], pos: Tensor) -> int | None:

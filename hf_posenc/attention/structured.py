@@ -10,31 +10,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
-from transformers.masking_utils import and_masks, causal_mask_function, flex_attention_mask, padding_mask_function, sdpa_mask
+from transformers.masking_utils import (
+    and_masks,
+    causal_mask_function,
+    eager_mask,
+    flex_attention_mask,
+    padding_mask_function,
+    sdpa_mask,
+)
 
 from . import sparse
 from .masks import Mask, visible
+from .places import follow
 
 SHORTEST = sparse.SIZE
 """Queries below which a mask is small, and written down as transformers does it."""
 
 
-class StructuredMask(BlockMask):
-    """A `BlockMask` that can follow its layer to another device, with what its function holds, and be written down."""
+class FollowingMask(BlockMask):
+    """A `BlockMask` that can follow its layer to another device, with what its function holds."""
 
-    ndim = 4
-    """As GPT-2 asks: not a mask for padding."""
-
-    def to(self, device: Any, **kwargs: Any) -> StructuredMask:
+    def to(self, device: Any, **kwargs: Any) -> BlockMask:
         """This mask on `device`: the same object for all layers there."""
         device = torch.device(device)
         places = vars(self).setdefault("posenc_places", {self.kv_indices.device: self})
         if device not in places:
             there = super().to(device)
             there.mask_mod = _moved(there.mask_mod, device)
-            there.__class__ = StructuredMask
+            there.__class__ = type(self)
             places[device] = there
         return places[device]
+
+
+class StructuredMask(FollowingMask):
+    """One that can be written down too."""
+
+    ndim = 4
+    """As GPT-2 asks: not a mask for padding."""
 
     def written(self) -> Tensor:
         """[B,1,Q,K] bool, for a kernel that takes no other mask; made once."""
@@ -66,13 +78,21 @@ def mask_for_sdpa(batch_size: int, q_length: int, kv_length: int, *offsets: Any,
     """
     on_cpu = torch.device(kwargs.get("device", "cpu")).type == "cpu"
     make = sdpa_mask if on_cpu or q_length < SHORTEST or torch.compiler.is_compiling() else in_blocks
-    return make(batch_size, q_length, kv_length, *offsets, **kwargs)
+    return follow(make(batch_size, q_length, kv_length, *offsets, **kwargs))
+
+
+def mask_for_eager(*args: Any, **kwargs: Any) -> Mask:
+    """What transformers makes for eager attention."""
+    return follow(eager_mask(*args, **kwargs))
 
 
 def mask_for_flex(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, *more: Any, **kwargs: Any) -> Mask:
     """What transformers makes for flex attention. It keeps the offset, and reads it when a static cache has counted on in that tensor."""
     q_offset = q_offset.clone() if isinstance(q_offset, Tensor) else q_offset
-    return flex_attention_mask(batch_size, q_length, kv_length, q_offset, *more, **kwargs)
+    mask = flex_attention_mask(batch_size, q_length, kv_length, q_offset, *more, **kwargs)
+    if not torch.compiler.is_compiling():
+        mask.__class__ = FollowingMask
+    return mask
 
 
 def in_blocks(

@@ -86,7 +86,7 @@ def _slot(record: Patch, contents: dict[Group, PositionalEncoding | None]) -> nn
 
 def _put_in(record: Patch, placement: Placement) -> None:
     if not placement.in_table:
-        record.backbone.add_module(placement.attribute, placement.encoding.to(record.device))
+        record.backbone.add_module(placement.attribute, placement.encoding.to(record.home(placement)))
     if placement.in_attention:
         avoid = avoided(placement.request.name, record.device)
         for attention in (record.attentions[i] for i in placement.layers):

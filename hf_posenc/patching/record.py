@@ -88,11 +88,15 @@ class Patch:
         return cast(torch.Tensor, self.model.get_input_embeddings().weight)
 
     @property
-    def device(self) -> torch.device | str | int:
+    def device(self) -> torch.device:
         """Where encodings live: with the embeddings, or where accelerate computes with them when it has offloaded them."""
-        hook = getattr(self.model.get_input_embeddings(), "_hf_hook", None)
-        executes = getattr(hook, "execution_device", None)
-        return executes if self.embedding.is_meta and executes is not None else self.embedding.device
+        return _place(self.model.get_input_embeddings())
+
+    def home(self, placement: Placement) -> torch.device:
+        """Where the encoding of `placement` lives: with its layers, if it acts in those alone and they are all in one place."""
+        attentions = [self.attentions[i] for i in placement.layers if placement.in_attention and not placement.encoding.has("embed")]
+        places = {_place(attention) for attention in attentions}
+        return places.pop() if len(places) == 1 else self.device
 
     @property
     def live_backend(self) -> str:
@@ -128,6 +132,13 @@ class Patch:
         for name, value in self.config_before.items():
             setattr(config, name, copy.deepcopy(value))
         return config
+
+
+def _place(module: Any) -> torch.device:
+    """Where `module` computes."""
+    owner, held = next((owner, held) for owner in module.modules() for held in owner.parameters(recurse=False))
+    executes = getattr(getattr(owner, "_hf_hook", None), "execution_device", None)
+    return torch.device(executes) if held.is_meta and executes is not None else held.device
 
 
 def requests_of(placements: Sequence[Placement]) -> list[Request]:
