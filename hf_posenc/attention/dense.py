@@ -59,10 +59,8 @@ def biases(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Ten
     encoding, total = call.encoding, None
     if encoding is None:
         return None
-    q_pos, k_pos = call.layout.q_pos, call.layout.k_pos
-    if q_pos.stride(0) == 0 and k_pos.stride(0) == 0:
-        q_pos, k_pos = q_pos[:1], k_pos[:1]
-    else:
+    q_pos, k_pos = call.layout.distinct_positions
+    if len(q_pos) > 1:
         q_pos, k_pos = q_pos[batch], k_pos[batch]
     if encoding.has("bias"):
         total = encoding.bias_matrix(*(x.double() if q.dtype == torch.float64 else x for x in (q_pos[:, rows], k_pos[:, keys])))

@@ -17,8 +17,11 @@ from .distance import distance_table
 from .masks import additive, settled
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Looked = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A number for a pair, by the indices of batch, head, query and key."""
 FEW = 128
-"""Queries below which a bias is computed where it is needed, rather than looked up in a table made for it."""
+"""Queries below which a bias is written down, if that takes no more than `ROWS_BYTES`: every bias is then the same small kernel."""
+ROWS_BYTES = 1 << 28
 
 
 def attention(call: Call, regions: list[Region]) -> Tensor:
@@ -76,18 +79,21 @@ def kernel_options(call: Call) -> dict[str, Any]:
     Its kernel for decoding fails to compile for some numbers of queries from 2 to 127 where key heads are shared (pytorch/pytorch#185349);
     and a bias that is computed pair by pair leaves neither registers nor shared memory for blocks of 128.
     """
-    if call.place not in ("cuda", "xpu"):
+    if call.place not in ("cuda", "xpu") or call.layout.num_queries == 1:
         return {}
-    encoding, single = call.encoding, call.layout.num_queries == 1
-    if single:
-        return {"BLOCK_N": 32} if encoding.has("bias") and not encoding.relative else {}
-    computed = encoding.has("bias") and _reach(call) is None
+    computed = call.encoding.has("bias") and not _is_written(call) and _reach(call) is None
     return {"BACKEND": "TRITON"} | ({"BLOCK_M": 64, "BLOCK_N": 32} if computed else {})
+
+
+def _is_written(call: Call) -> bool:
+    """Whether there are so few queries that the bias of all pairs is no more than a few rows."""
+    batch, heads, queries, _ = call.query.shape
+    return queries == 1 or (queries < FEW and 4 * batch * heads * queries * call.layout.num_keys <= ROWS_BYTES)
 
 
 def _reach(call: Call) -> int | None:
     """How long a table of distances has to be for this call; None where the bias is computed pair by pair."""
-    return call.layout.reach if call.encoding.relative and call.layout.num_queries >= FEW else None
+    return call.layout.reach if call.encoding.relative else None
 
 
 @cache
@@ -111,28 +117,39 @@ def merged(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
 def score_mod(call: Call) -> ScoreMod | None:
     """What is done to a score in the kernel, the scaled product in float32; None for nothing."""
     softcap, extra, bias = call.softcap, additive(call.mask, slice(None)), _bias(call)
-    if softcap is None and extra is None and bias is None:
+    numbers = None if extra is None else by_index(extra)
+    if softcap is None and numbers is None and bias is None:
         return None
-    extra = None if extra is None else settled(extra)
-    batch, heads = (0, 0) if extra is None else (int(n > 1) for n in extra.shape[:2])
 
     def modified(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if softcap is not None:
             score = softcap * torch.tanh(score / softcap)
         if bias is not None:
             score = score + bias(b, h, q, k)
-        if extra is not None:
-            score = score + extra[b * batch, h * heads, q, k]
+        if numbers is not None:
+            score = score + numbers(b, h, q, k)
         return score
 
     return modified
 
 
-def _bias(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None:
-    """The bias of a pair by its indices, from a table of distances where there is time to make one."""
+def by_index(x: Tensor) -> Looked:
+    """The numbers in `x`, of four axes that may be of length 1."""
+    x, (batch, heads, queries, keys) = settled(x), (int(n > 1) for n in x.shape)
+
+    def looked_up(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return x[b * batch, h * heads, q * queries, k * keys]
+
+    return looked_up
+
+
+def _bias(call: Call) -> Looked | None:
+    """The bias of a pair by its indices: written down, from a table of distances, or computed in the kernel."""
     encoding, layout = call.encoding, call.layout
     if not encoding.has("bias"):
         return None
+    if _is_written(call):
+        return by_index(_made(call, "rows", lambda: encoding.bias_matrix(*layout.distinct_positions).float()))
     q_pos, k_pos = layout.small_positions
     reach = _reach(call)
     if reach is None:
@@ -141,11 +158,14 @@ def _bias(call: Call) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | No
             return encoding.bias(h, q_pos[b, q], k_pos[b, k])
 
         return computed
-    # With gradients each layer makes its own, because gradient checkpointing runs layers again.
-    make = lambda: distance_table(encoding, reach, call.query.device).contiguous()  # noqa: E731
-    table = make() if torch.is_grad_enabled() else layout.once((encoding, "table"), make)
+    table = _made(call, "table", lambda: distance_table(encoding, reach, call.query.device).contiguous())
 
     def looked_up(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return table[h, (q_pos[b, q] - k_pos[b, k]).clamp(0, table.shape[1] - 1)]
 
     return looked_up
+
+
+def _made(call: Call, what: str, make: Callable[[], Tensor]) -> Tensor:
+    """Made once a forward pass; with gradients by each layer, because gradient checkpointing runs layers again."""
+    return make() if call.learning else call.layout.once((call.encoding, what), make)

@@ -99,6 +99,12 @@ class Layout:
         return self.counted and self.mask is None and self.num_queries == self.num_keys
 
     @property
+    def distinct_positions(self) -> tuple[Tensor, Tensor]:
+        """Positions of the queries [B,Q] and of the keys [B,K], of one row alone where all are known to be alike."""
+        alike = self.q_pos.stride(0) == 0 and self.k_pos.stride(0) == 0
+        return (self.q_pos[:1], self.k_pos[:1]) if alike else (self.q_pos, self.k_pos)
+
+    @property
     def small_positions(self) -> tuple[Tensor, Tensor]:
         """Positions of the queries [B,Q] and of the keys [B,K] as a kernel reads them: int32, in one piece."""
 
