@@ -141,9 +141,10 @@ def test_training(shape: dict, kwargs: dict, capability: int) -> None:
 
 @pytest.mark.parametrize(("name", "queries"), [("alibi", 256), ("fire", 256), ("fire", 33), ("fire", 1), ("t5", 33)])
 def test_forward(name: str, queries: int) -> None:
-    """Biases that are computed in the kernel fit its registers and its memory."""
-    result = check(compiled(layer, names=[name], calls=[{"queries": queries, "keys": 256}]), 1, stack=800 if name == "alibi" else 64)
-    assert ("BLOCK_N : tl.constexpr = 32" in result.attention[0].source) == (name != "alibi")
+    """Numbers that are computed, or read, for each pair get blocks that leave room for them; tables, and one query, do without."""
+    small = queries > 1 and name != "alibi"
+    result = check(compiled(layer, names=[name], calls=[{"queries": queries, "keys": 256}]), 1, stack=64 if small else 800)
+    assert ("BLOCK_N : tl.constexpr = 32" in result.attention[0].source) == small
 
 
 def test_regions() -> None:

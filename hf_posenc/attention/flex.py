@@ -77,12 +77,13 @@ def kernel_options(call: Call) -> dict[str, Any]:
     """What PyTorch should not choose by itself.
 
     Its kernel for decoding fails to compile for some numbers of queries from 2 to 127 where key heads are shared (pytorch/pytorch#185349);
-    and a bias that is computed pair by pair leaves neither registers nor shared memory for blocks of 128.
+    and blocks of 128 leave no registers for a bias that is computed pair by pair, nor shared memory for numbers that are read so.
     """
     if call.place not in ("cuda", "xpu") or call.layout.num_queries == 1:
         return {}
-    computed = call.encoding.has("bias") and not _is_written(call) and _reach(call) is None
-    return {"BACKEND": "TRITON"} | ({"BLOCK_M": 64, "BLOCK_N": 32} if computed else {})
+    from_a_table = not _is_written(call) and _reach(call) is not None
+    by_pair = additive(call.mask, slice(None)) is not None or (call.encoding.has("bias") and not from_a_table)
+    return {"BACKEND": "TRITON"} | ({"BLOCK_M": 64, "BLOCK_N": 32} if by_pair else {})
 
 
 def _is_written(call: Call) -> bool:
