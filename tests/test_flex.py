@@ -9,7 +9,7 @@ from test_attention import Site, setting
 from test_paths import OWN, TOLERANCE
 from tiny import options_for, tiny_config, tiny_model
 from torch.nn.attention import flex_attention as torch_flex
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.testing import assert_close
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask, create_sliding_window_causal_mask
@@ -19,6 +19,7 @@ from hf_posenc.attention import blocks, choice, entry, flex, layout, sparse, str
 from hf_posenc.attention.call import Call
 from hf_posenc.attention.dense import by_group
 from hf_posenc.attention.entry import posenc_attention
+from hf_posenc.attention.masks import key_positions
 from hf_posenc.encodings import ENCODINGS, Geometry, Region
 
 SCORING = [n for n in hf_posenc.list_encodings() if {"bias", "context_bias", "regions"} & set(hf_posenc.describe(n).stages)]
@@ -193,6 +194,45 @@ def test_gradients_of_sinks_beside_queries_that_see_nothing(accelerated, name, m
     for one, other in zip(torch.autograd.grad(output.square().sum(), states), theirs, strict=True):
         assert_close(one.double(), other, atol=1e-4, rtol=1e-3)
     assert came_back and all(x.isfinite().all() for x in came_back)
+
+
+BY_HEAD = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH) < 50) | (torch.arange(4)[:, None, None] == 0)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex_attention", "eager"])
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["alibi", "fire", "rerope"])
+def test_heads_that_see_different_keys(name, place, backend, request):
+    """The first sees all that came before, the others 50 keys."""
+    if place == "cuda":
+        request.getfixturevalue("accelerated")
+    site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
+    q_pos, k_pos, seen, _ = problem("plain")
+    seen = mask = (seen & BY_HEAD).contiguous()
+    if backend != "sdpa":
+        mask = create_block_mask(lambda b, h, i, j: (j <= i) & ((i - j < 50) | (h == 0)), 2, 4, LENGTH, LENGTH, device="cpu")
+    with torch.no_grad():
+        output, _ = posenc_attention(backend, site, q, k, v, mask, position_ids=q_pos)
+    wanted = dense(site.encoding, q.double(), k.double(), v.double(), q_pos, k_pos, seen)
+    assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
+
+
+def test_cached_keys_count_if_any_head_sees_them():
+    seen = torch.ones(1, 2, 2, 6, dtype=torch.bool).tril(4)
+    seen[:, 0, :, :3] = False
+    assert key_positions(torch.tensor([[4, 5]]), seen, 6).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("size", [(128, 64), (64, 64), (256, 256)])
+@pytest.mark.parametrize("name", ["alibi", "rerope"])
+def test_masks_with_blocks_of_another_size(accelerated, name, size):
+    site, q, k, v = site_of(name, queries=300, keys=300)
+    q_pos, k_pos, seen, _ = problem("window", 300, 300)
+    mask = create_block_mask(lambda b, h, i, j: (j <= i) & (j > i - 50), None, None, 300, 300, device="cpu", BLOCK_SIZE=size)
+    with torch.no_grad():
+        output, _ = posenc_attention("flex_attention", site, q, k, v, mask, position_ids=q_pos)
+    wanted = dense(site.encoding, q.double(), k.double(), v.double(), q_pos, k_pos, seen)
+    assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
 
 
 def test_dropout_goes_by_block(accelerated):

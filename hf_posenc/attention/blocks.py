@@ -74,7 +74,7 @@ def _free(device: torch.device) -> int:
 
 
 def _hidden(call: Call, segment: Segment, rows: slice, keys: slice) -> Tensor | None:
-    """[B or 1,1,rows,keys] bool: the pairs that do not meet; None where a mask of numbers says so."""
+    """[B or 1,H or 1,rows,keys] bool: the pairs that do not meet; None where a mask of numbers says so."""
     layout, device = call.layout, call.query.device
     if additive(call.mask, rows) is not None:
         return None
@@ -100,9 +100,8 @@ def _biased(call: Call, batch: slice, rows: slice, keys: slice, hidden: Tensor, 
 
 
 def _masked(bias: Tensor, hidden: Tensor) -> Tensor:
-    """`bias` with -inf where `hidden` [B or 1,1,rows,keys]: in place, in the columns that any row hides, if the bias is a whole tensor."""
-    whole = bias.shape[-2:] == hidden.shape[-2:] and len(bias) >= len(hidden) and 0 not in bias.stride()
-    if not whole or not at_hand(hidden):
+    """`bias` with -inf where `hidden` [B or 1,H or 1,rows,keys]: in place, in the columns that any row hides, if it is a whole tensor."""
+    if not at_hand(hidden) or bias.shape != torch.broadcast_shapes(bias.shape, hidden.shape) or 0 in bias.stride():
         return bias.masked_fill(hidden, -torch.inf)
     columns = hidden.any(-2).flatten(0, -2).any(0).nonzero()[:, 0]
     if len(columns):

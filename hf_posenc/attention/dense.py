@@ -25,7 +25,7 @@ def attend(call: Call, batch: slice, rows: slice, keys: slice, hidden: Tensor | 
     """A block of queries against a range of keys: output [B,H,rows,V], weights [B,H,rows,keys].
 
     Args:
-        hidden: [B or 1,1,rows,keys] bool, the pairs that do not meet; None where a mask of numbers says so.
+        hidden: [B or 1,H or 1,rows,keys] bool, the pairs that do not meet; None where a mask of numbers says so.
     """
     q, k, v = call.query[batch, :, rows], call.key[batch, :, keys], call.value[batch, :, keys]
     scores = precise(content(call, batch, rows, keys, q, k), q)

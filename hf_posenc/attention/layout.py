@@ -181,14 +181,19 @@ def split(q_pos: Tensor, k_pos: Tensor, mask: Mask) -> list[Segment] | None:
 
 
 def intervals(mask: Mask, num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """First and end index [B or 1,Q] of the keys that each query sees; None if some query sees keys with holes between them."""
+    """First and end index [B or 1,Q] of the keys that each query sees; None if some query sees keys with holes between them,
+    or heads see different keys.
+    """
     if mask is None:
         end = torch.full((1, 1), num_keys, device=device) if num_queries == 1 else torch.arange(1, num_queries + 1, device=device)[None]
         return torch.zeros_like(end), end
     step = max(1, SCAN_BYTES // num_keys)
     parts = []
     for rows in blocks_of(slice(0, num_queries), step):
-        seen = visible(mask, rows, num_queries, num_keys, device)[:, 0].contiguous().view(torch.uint8)
+        seen = visible(mask, rows, num_queries, num_keys, device)
+        if seen.shape[1] > 1:  # heads that see different keys
+            return None
+        seen = seen[:, 0].contiguous().view(torch.uint8)
         count, first, last = seen.sum(-1), seen.argmax(-1), num_keys - 1 - seen.flip(-1).argmax(-1)
         if bool(((count != last - first + 1) & (count > 0)).any()):
             return None

@@ -10,10 +10,10 @@ Mask = Tensor | BlockMask | None
 
 
 def visible(mask: Mask, rows: slice, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-    """Which keys the queries of `rows` see: [B or 1, 1, rows, K] bool.
+    """Which keys the queries of `rows` see: [B or 1, H or 1, rows, K] bool, H where the mask has heads.
 
     Args:
-        mask: None (plain causal), [B,1,Q,K] bool or additive float, [B,K] bool padding, or a flex `BlockMask`.
+        mask: None (plain causal), [B,H or 1,Q,K] bool or additive float, [B,K] bool padding, or a flex `BlockMask`.
         rows: a block of queries. num_queries: Q. num_keys: K.
     """
     if isinstance(mask, BlockMask):
@@ -59,7 +59,7 @@ def key_positions(q_pos: Tensor, mask: Mask, num_keys: int) -> Tensor:
         return q_pos + (steps - (num_keys - 1)) if num_queries == 1 else q_pos[:, :1] + steps
     if isinstance(mask, Tensor) and mask.ndim == 2:  # of flash attention, for which the queries are the last of the keys
         return q_pos[:, -1:] + 1 - mask[:, -num_keys:].long().flip(-1).cumsum(-1).flip(-1)
-    seen = visible(mask, slice(None), num_queries, num_keys, q_pos.device)[:, 0]
+    seen = visible(mask, slice(None), num_queries, num_keys, q_pos.device).any(1)
     # A query sees its own key last, unless it is padding and sees only keys before that.
     last = (num_keys - 1 - seen.flip(-1).to(torch.uint8).argmax(-1)).where(seen.any(-1), -num_keys)
     offset, real = (last - torch.arange(num_queries, device=last.device)).max(-1, keepdim=True)
@@ -83,5 +83,5 @@ def _evaluate(mask: BlockMask, rows: slice, num_keys: int, device: torch.device)
     batch = torch.arange(mask.shape[0], device=device)[:, None, None, None]
     queries = torch.arange(mask.shape[-2], device=device)[rows][None, None, :, None]
     keys = torch.arange(num_keys, device=device)[None, None, None, :]
-    shape = (len(batch), 1, queries.shape[2], num_keys)
-    return mask.mask_mod(batch, torch.zeros_like(batch), queries, keys).expand(shape)
+    heads = torch.arange(mask.shape[1], device=device)[None, :, None, None]
+    return mask.mask_mod(batch, heads, queries, keys).expand(len(batch), mask.shape[1], queries.shape[2], num_keys)

@@ -28,7 +28,7 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Blocks(NamedTuple):
-    """For blocks of queries and keys, [B or 1,1,Q/128,K/128] bool: those where some pair may meet, and those where all do."""
+    """For blocks of queries and keys, [B or 1,H or 1,Q/128,K/128] bool: those where some pair may meet, and those where all do."""
 
     some: Tensor
     every: Tensor
@@ -156,7 +156,7 @@ def _unlisted(count: Tensor, which: Tensor) -> Tensor:
 def _visible_blocks(layout: Layout) -> Blocks:
     mask, queries, keys = layout.mask, layout.num_queries, layout.num_keys
     device = layout.q_pos.device
-    if isinstance(mask, BlockMask):
+    if isinstance(mask, BlockMask) and mask.BLOCK_SIZE == (SIZE, SIZE):
         every = torch.zeros_like(mask.kv_indices, dtype=torch.bool)
         if mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None:
             every = _unlisted(mask.full_kv_num_blocks, mask.full_kv_indices)
