@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -32,7 +33,7 @@ def name_of(device: torch.device) -> str:
     """What a device calls itself; of a CPU, what decides which kernels it runs."""
     if device.type == "cpu":
         return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    module = torch.get_device_module(device)
+    module: Any = getattr(torch, device.type, None)  # some backends have none, or bring it along later
     return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
 
 

@@ -242,3 +242,9 @@ def test_the_layouts():
     assert not packed.seen[0, 0, 150, 119] and packed.seen[0, 0, 150, 120] and packed.seen[1, 0, 150, 119]
     assert window.seen.sum(-1).max() == LENGTH // 3
     assert len([*layouts(None)]) == 3
+
+
+@pytest.mark.parametrize("device", ["xla", "hpu"])
+def test_a_device_that_pytorch_has_no_module_for(device):
+    assert verdict.name_of(torch.device(device)) == device
+    assert verdict.avoided("alibi", device) == frozenset()
