@@ -1,6 +1,8 @@
 """The engine of accelerators, with a kernel written out: every encoding under every mask against the dense definition in float64."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import reference_flex
@@ -8,6 +10,7 @@ import torch
 from test_attention import Site, setting
 from test_paths import OWN, TOLERANCE
 from tiny import options_for, tiny_config, tiny_model
+from torch import nn
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.testing import assert_close
@@ -233,6 +236,67 @@ def test_masks_with_blocks_of_another_size(accelerated, name, size):
         output, _ = posenc_attention("flex_attention", site, q, k, v, mask, position_ids=q_pos)
     wanted = dense(site.encoding, q.double(), k.double(), v.double(), q_pos, k_pos, seen)
     assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
+
+
+def test_queries_that_see_nothing_leave_no_trace_in_the_gradients():
+    """A kernel adds what it makes of the gradient of a log-sum-exp to the gradients of others."""
+    lses = [torch.tensor([[[0.0, -torch.inf, -torch.inf]]], requires_grad=True) for _ in range(2)]
+    output, lse = flex.merged([(torch.zeros(1, 1, 3, 2), each) for each in lses])
+    (output.sum() + torch.sigmoid(lse - 1).sum()).backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in lses)
+
+
+def test_kernels_beyond_the_limit_of_pytorch(monkeypatch):
+    """A limit that is reached would mean attention without a kernel, all scores at once."""
+    stock, compiled = torch.compile, []
+    count = lambda graph, inputs: compiled.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: stock(*args, **kwargs, backend=count))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    flex._compiled.cache_clear()
+    q, mask = torch.randn(1, 1, 8, 8), sparse.block_mask(layout.Layout(torch.arange(8)[None], None, 8), Region(None))
+    for at in range(12):
+        score_mod = eval(f"lambda s, b, h, i, j: s + {at}.5")
+        flex.kernel("owner", q, q, q, score_mod=score_mod, block_mask=mask, scaling=1.0, lse=False, options={})
+    flex._compiled.cache_clear()
+    assert len(compiled) == 12
+
+
+class Deep(nn.Module):
+    """A bias with a module within."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.slope = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+
+
+def test_an_encoding_follows_its_layer_with_all_that_is_in_it():
+    there = flex._here(encoding := Deep(), torch.device("meta"))
+    assert {x.device.type for x in there.parameters()} == {"meta"}
+    assert {x.device.type for x in encoding.parameters()} == {"cpu"}
+    assert flex._here(encoding, torch.device("cpu")) is encoding
+
+
+def test_a_mask_is_gone_with_the_last_who_holds_it(monkeypatch):
+    """Not when Python looks for cycles: on a device it is large."""
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", structured.in_blocks)
+    mask = masks("padded")()
+    mask.to("meta"), mask.to("cpu"), mask.written()
+    alive = weakref.ref(mask)
+    gc.disable()
+    try:
+        del mask
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_what_is_looked_at_in_one_go_does_not_grow_with_the_batch(monkeypatch):
+    monkeypatch.setattr(sparse, "SCAN_PAIRS", 1 << 18)
+    sizes = []
+    stock = sparse._reduced
+    monkeypatch.setattr(sparse, "_reduced", lambda pairs: sizes.append(pairs.numel()) or stock(pairs))
+    structured.in_blocks(4, 512, 512, attention_mask=torch.ones(4, 512).tril(-1), allow_is_causal_skip=False)
+    assert max(sizes) == 1 << 18
 
 
 def test_dropout_goes_by_block(accelerated):

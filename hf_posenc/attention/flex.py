@@ -22,6 +22,8 @@ Looked = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 FEW = 128
 """Queries below which a bias is written down, if that takes no more than `ROWS_BYTES`: every bias is then the same small kernel."""
 ROWS_BYTES = 1 << 28
+VARIANTS = 64
+"""Kernels of one owner, by what is 1 or alike in their shapes: past PyTorch's limit of 8 attention would go on uncompiled, as a square."""
 
 
 def attention(call: Call, regions: list[Region]) -> Tensor:
@@ -41,7 +43,7 @@ def _part(call: Call, index: int, region: Region, bias: ScoreMod | None, with_ls
     mask = sparse.block_mask_of(layout, call.encoding, index, region)
     query, key = region.rotate(call.query, call.key, layout.q_pos, layout.k_pos)
     sizes = (*query.shape[1:2], *key.shape[1:2], query.shape[3], layout.num_queries == 1)
-    owner = (type(call.encoding), type(call.mask), index, call.dtype, call.learning, call.scaling, call.softcap, *sizes)
+    owner = (type(call.encoding), type(call.mask), index, query.device, call.dtype, call.learning, call.scaling, call.softcap, *sizes)
     mods: dict[str, Any] = {"score_mod": bias, "block_mask": mask, "options": kernel_options(call)}
     return kernel(owner, query, key, call.value, scaling=call.scaling, lse=with_lse, **mods)
 
@@ -99,7 +101,7 @@ def _reach(call: Call) -> int | None:
 
 @cache
 def _compiled(owner: Hashable) -> Callable:
-    return cast(Any, torch.compile)(flex_attention, isolate_recompiles=True)
+    return cast(Any, torch.compile)(flex_attention, isolate_recompiles=True, recompile_limit=VARIANTS)
 
 
 def merged(parts: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:

@@ -105,15 +105,19 @@ def between(low: Tensor, high: Tensor, pos: Tensor) -> Blocks:
     return Blocks(some[:, None], every[:, None])
 
 
-def scanned(seen: Callable[[slice], Tensor], num_queries: int, num_keys: int) -> Blocks:
-    """The blocks of a mask that is looked at pair by pair: `seen` gives [B or 1,H or 1,rows,K] bool for some of the queries."""
-    parts = [Blocks(*_reduced(seen(rows))) for rows in _scans(num_queries, num_keys)]
+def scanned(seen: Callable[[slice], Tensor], num_queries: int, num_keys: int, batch: int = 1) -> Blocks:
+    """The blocks of a mask that is looked at pair by pair: `seen` gives [B or 1,H or 1,rows,K] bool for some of the queries.
+
+    Args:
+        batch: rows that it makes a tensor for.
+    """
+    parts = [Blocks(*_reduced(seen(rows))) for rows in _scans(num_queries, batch * num_keys)]
     some, every = (torch.cat(x, 2) for x in zip(*parts, strict=True))
     return Blocks(some, every & _whole(num_keys, every.device))
 
 
-def _scans(num_queries: int, num_keys: int) -> Iterator[slice]:
-    step = max(1, SCAN_PAIRS // max(1, num_keys) // SIZE) * SIZE
+def _scans(num_queries: int, width: int) -> Iterator[slice]:
+    step = max(1, SCAN_PAIRS // max(1, width) // SIZE) * SIZE
     yield from blocks_of(slice(0, num_queries), step)
 
 

@@ -33,7 +33,9 @@ class FollowingMask(BlockMask):
     def to(self, device: Any, **kwargs: Any) -> BlockMask:
         """This mask on `device`: the same object for all layers there."""
         device = torch.device(device)
-        places = vars(self).setdefault("posenc_places", {self.kv_indices.device: self})
+        if device == self.kv_indices.device:
+            return self
+        places = vars(self).setdefault("posenc_places", {})  # not itself: it would live until Python looks for cycles
         if device not in places:
             there = super().to(device)
             there.mask_mod = _moved(there.mask_mod, device)
@@ -132,7 +134,7 @@ def _structured(
 
     row, key = torch.arange(batch, device=device)[:, None, None, None], torch.arange(keys, device=device)
     head, query = torch.zeros_like(row[:1]), torch.arange(queries, device=device)[:, None]
-    pairs = sparse.scanned(lambda rows: seen(row, head, query[rows], key).expand(batch, 1, -1, keys), queries, keys)
+    pairs = sparse.scanned(lambda rows: seen(row, head, query[rows], key).expand(batch, 1, -1, keys), queries, keys, batch)
     return sparse.assemble(pairs, seen, queries, keys, backward=True, kind=StructuredMask)
 
 
