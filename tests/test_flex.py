@@ -393,6 +393,8 @@ def test_blocks_hold_the_mask_and_no_more(kind, queries, keys):
     assert torch.equal(spread(found, seen), seen.int())
     listed = found.kv_num_blocks.sum() + found.full_kv_num_blocks.sum()
     assert int(listed) * len(seen) // len(found.kv_num_blocks) == fewest(seen)
+    full = reference_flex.blocks(found.full_kv_num_blocks, found.full_kv_indices, -(-keys // sparse.SIZE))
+    assert not full[..., keys // sparse.SIZE :].any()  # of a block with fewer keys a kernel would have to look at each pair
 
 
 @pytest.mark.parametrize("name", [n for n in SCORING if ENCODINGS[n].has("regions") and not ENCODINGS[n].data_dependent])
