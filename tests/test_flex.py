@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask, create_sliding_window_causal_mask
 
 import hf_posenc
-from hf_posenc.attention import blocks, choice, entry, flex, layout, sparse, structured
+from hf_posenc.attention import blocks, choice, entry, flex, layout, places, sparse, structured
 from hf_posenc.attention.call import Call
 from hf_posenc.attention.dense import by_group
 from hf_posenc.attention.entry import posenc_attention
@@ -270,10 +270,10 @@ class Deep(nn.Module):
 
 
 def test_an_encoding_follows_its_layer_with_all_that_is_in_it():
-    there = flex._here(encoding := Deep(), torch.device("meta"))
+    there = places._on(encoding := Deep(), torch.device("meta"))
     assert {x.device.type for x in there.parameters()} == {"meta"}
     assert {x.device.type for x in encoding.parameters()} == {"cpu"}
-    assert flex._here(encoding, torch.device("cpu")) is encoding
+    assert places._on(encoding, torch.device("cpu")) is encoding
 
 
 def test_a_mask_is_gone_with_the_last_who_holds_it(monkeypatch):
