@@ -15,7 +15,12 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.testing import assert_close
 from transformers import DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    sliding_window_causal_mask_function,
+)
 
 import hf_posenc
 from hf_posenc.attention import blocks, choice, entry, flex, layout, places, sparse, structured
@@ -23,6 +28,7 @@ from hf_posenc.attention.call import Call
 from hf_posenc.attention.dense import by_group
 from hf_posenc.attention.entry import posenc_attention
 from hf_posenc.attention.masks import key_positions
+from hf_posenc.attention.positions import COUNTED
 from hf_posenc.encodings import ENCODINGS, Geometry, Region
 
 SCORING = [n for n in hf_posenc.list_encodings() if {"bias", "context_bias", "regions"} & set(hf_posenc.describe(n).stages)]
@@ -446,6 +452,61 @@ def test_masks_of_transformers_in_blocks(kind, monkeypatch):
     assert torch.equal(spread(ours, stock), stock.int())
     assert torch.equal(ours.written(), stock)
     assert ours.to("cpu") is ours
+
+
+def seen_by(offset, kv_offset, padding, window):
+    """[1,1,130,K] bool."""
+    query, key = torch.arange(130)[:, None] + offset, torch.arange(150) + kv_offset
+    seen = (key <= query) & (key > query - window) & (key < padding.shape[1])
+    return (seen & padding[0, key.clamp(max=padding.shape[1] - 1)].bool())[None, None]
+
+
+@pytest.mark.parametrize("kind", ["rolled on", "more room than mask", "counts on"])
+def test_masks_of_caches_in_blocks(kind):
+    """Keys that do not begin with the first, keys that the caller has not spoken of, and an offset that the cache counts on in."""
+    window, kv_offset = 60, 33 if kind == "rolled on" else 0
+    offset = torch.tensor(20) if kind == "counts on" else 20 + kv_offset
+    padding = torch.ones(1, 140 if kind == "more room than mask" else 150 + kv_offset, dtype=torch.long)
+    padding[0, :40] = 0
+    function = sliding_window_causal_mask_function(window)
+    mask = structured.in_blocks(1, 130, 150, offset, kv_offset, function, padding, allow_is_causal_skip=False)
+    wanted = seen_by(int(offset), kv_offset, padding, window)
+    if kind == "counts on":
+        offset += 130
+    assert torch.equal(spread(mask, wanted), wanted.int())
+    assert torch.equal(mask.written(), wanted)
+
+
+@torch.no_grad()
+def test_two_encodings_of_a_kind_keep_masks_of_their_own(accelerated):
+    q_pos, k_pos, seen, _ = problem("plain")
+    for window in (3, 20):
+        site, q, k, v = site_of("rerope", queries=LENGTH, keys=LENGTH)
+        site.encoding = hf_posenc.create("rerope", site.encoding.geometry, window=window)
+        output, _ = posenc_attention("sdpa", site, q, k, v, None, position_ids=counted(q_pos))
+        wanted = dense(site.encoding, q.double(), k.double(), v.double(), q_pos, k_pos, seen)
+        assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
+
+
+def counted(pos):
+    pos = pos.clone()
+    setattr(pos, COUNTED, True)
+    return pos
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["t5", "fire"])
+def test_layers_that_are_run_again(accelerated, name, reentrant):
+    model, ids = hf_posenc.patch(tiny_model("llama"), name, **options_for(name)).train(), torch.arange(3, 60)[None].repeat(1, 3)
+    found = []
+    for again in (False, True):
+        model.zero_grad()
+        if again:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model(ids, use_cache=False).logits.square().mean().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_a_mask_follows_its_layer(monkeypatch):
