@@ -79,7 +79,8 @@ def problem(kind, queries=LENGTH, keys=LENGTH):
         k_pos = torch.stack((j + 40 * (j > 90), j + 25 * (j > 30)))
     mask = None if kind in ("plain", "jumps") and queries in (1, keys) else seen.contiguous()
     if kind == "numbers":
-        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min) + 0.5 * torch.sin(j + i.float()) * seen
+        row = torch.arange(2)[:, None, None, None]
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min) + 0.5 * torch.sin(j + i + 3.0 * row) * seen
     return k_pos[:, keys - queries :], k_pos, seen, mask
 
 
@@ -488,6 +489,19 @@ def test_two_encodings_of_a_kind_keep_masks_of_their_own(accelerated):
         assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["alibi", "rerope"])
+def test_caches_of_other_lengths_have_masks_of_their_own(accelerated, name):
+    """There is no mask for a prompt that fills the front of a static cache, nor for one token that sees all."""
+    for queries, keys in ((140, 300), (140, 200), (1, 100), (1, 300)):
+        site, q, k, v = site_of(name, queries=queries, keys=keys)
+        q_pos, k_pos = (torch.arange(n).expand(2, -1) for n in (queries, keys))
+        q_pos = q_pos if queries > 1 else k_pos[:, -1:]
+        output, _ = posenc_attention("sdpa", site, q, k, v, None, position_ids=counted(q_pos))
+        wanted = dense(site.encoding, q.double(), k.double(), v.double(), q_pos, k_pos, k_pos[:, None, None] <= q_pos[:, None, :, None])
+        assert_close(output.double(), wanted, **TOLERANCE[torch.float32])
+
+
 def counted(pos):
     pos = pos.clone()
     setattr(pos, COUNTED, True)
@@ -502,7 +516,7 @@ def test_layers_that_are_run_again(accelerated, name, reentrant):
     for again in (False, True):
         model.zero_grad()
         if again:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model(ids, use_cache=False).logits.square().mean().backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):
