@@ -39,7 +39,7 @@ class Blocks(NamedTuple):
 
 
 KEPT = 8
-"""Masks of different lengths that are kept from one forward pass to the next, for each encoding."""
+"""Masks that are kept from one forward pass to the next for each encoding: one for each length, region and mode of gradients."""
 _kept: WeakKeyDictionary[Any, OrderedDict[Hashable, BlockMask]] = WeakKeyDictionary()
 
 
