@@ -65,7 +65,9 @@ def biases(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Ten
     if encoding.has("bias"):
         total = encoding.bias_matrix(*(x.double() if q.dtype == torch.float64 else x for x in (q_pos[:, rows], k_pos[:, keys])))
     if encoding.has("context_bias"):
-        more = {"reach": call.layout.reach} if encoding.takes_reach and call.layout.num_queries > 1 else {}
+        # Where the numbers are at hand, the encoding looks at those of the block, which are smaller.
+        asked = encoding.takes_reach and call.layout.num_queries > 1 and not at_hand(q_pos)
+        more = {"reach": call.layout.reach_of(keys)} if asked else {}
         context = encoding.context_bias(q, k, q_pos[:, rows], k_pos[:, keys], call.scaling, **more)
         total = context if total is None else total + context
     return total

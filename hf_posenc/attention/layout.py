@@ -125,6 +125,10 @@ class Layout:
             return self.num_keys
         return self.once("reach", lambda: max(1, int(self.q_pos.max() - self.k_pos.min()) + 1))
 
+    def reach_of(self, keys: slice) -> int | None:
+        """The same for a block of queries that see none but `keys`."""
+        return min(self.num_keys, keys.stop) if self.counted else self.reach
+
     @property
     def extents(self) -> tuple[list[int], list[int]]:
         """The least and the greatest position of each row of queries, over the batch: one wait a forward pass."""
