@@ -29,6 +29,17 @@ def patched(name, arch="llama"):
     return hf_posenc.patch(model, name, layers="all", **options_for(name)), torch.randint(2, 60, (2, 24))
 
 
+def check_decoding(model, ids, **options):
+    """Steps with a static cache, each the same graph, against a pass over the whole text."""
+    expected = model(ids, use_cache=False).logits
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    model(ids[:, :20], past_key_values=cache, use_cache=True, position_ids=torch.arange(20)[None])
+    compiled = torch.compile(model, fullgraph=True, **options)
+    for t in range(20, 24):
+        step = compiled(ids[:, t : t + 1], past_key_values=cache, use_cache=True, position_ids=torch.tensor([[t]]))
+        assert_close(step.logits[:, 0], expected[:, t], **CLOSE)
+
+
 @one_of_each
 @torch.no_grad()
 def test_forward(name):
@@ -45,14 +56,7 @@ def test_forward(name):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 @torch.no_grad()
 def test_static_cache_decoding(name, arch):
-    model, ids = patched(name, arch)
-    expected = model(ids, use_cache=False).logits
-    cache = StaticCache(config=model.config, max_cache_len=32)
-    model(ids[:, :20], past_key_values=cache, use_cache=True, position_ids=torch.arange(20)[None])
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    for t in range(20, 24):
-        step = compiled(ids[:, t : t + 1], past_key_values=cache, use_cache=True, position_ids=torch.tensor([[t]]))
-        assert_close(step.logits[:, 0], expected[:, t], **CLOSE)
+    check_decoding(*patched(name, arch), backend="eager")
 
 
 @one_of_each
@@ -96,11 +100,4 @@ def test_through_the_real_compiler(name):
 @pytest.mark.parametrize("name", [n for n in hf_posenc.list_encodings() if n not in WHOLE])
 @torch.no_grad()
 def test_decoding_through_the_real_compiler(name):
-    model, ids = patched(name)
-    expected = model(ids, use_cache=False).logits
-    cache = StaticCache(config=model.config, max_cache_len=32)
-    model(ids[:, :20], past_key_values=cache, use_cache=True, position_ids=torch.arange(20)[None])
-    compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")
-    for t in range(20, 24):
-        step = compiled(ids[:, t : t + 1], past_key_values=cache, use_cache=True, position_ids=torch.tensor([[t]]))
-        assert_close(step.logits[:, 0], expected[:, t], **CLOSE)
+    check_decoding(*patched(name), mode="reduce-overhead")

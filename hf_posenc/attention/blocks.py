@@ -33,7 +33,7 @@ def attention(call: Call, regions: list[Region]) -> Tensor:
 
     def once(segment: Segment, rows: slice, keys: slice) -> Tensor:
         hidden = _hidden(call, segment, rows, keys)
-        if grad or call.place != "cpu" or not call.has_plain_softmax or hidden is None or len(regions) > 1 or regions[0].keys is not None:
+        if grad or call.place != "cpu" or not call.has_plain_softmax or hidden is None or call.regional:
             return dense.attend(call, segment.batch, rows, keys, hidden)[0]
         return _biased(call, segment.batch, rows, keys, hidden, regions[0])
 

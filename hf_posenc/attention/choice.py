@@ -20,7 +20,7 @@ FLEX_DEVICES = ("cuda", "xpu", "mps")
 
 
 class Choice(NamedTuple):
-    """A path, by its name in `entry.PATHS`, and the reason in words."""
+    """A path, by the name that `entry` tells it by, and the reason in words."""
 
     path: str
     why: str

@@ -103,7 +103,7 @@ def _by_path(call: Call) -> tuple[Tensor, Tensor | None]:
 
 def are_bounded(regions: list[Region]) -> bool:
     """Whether these are more than one way of rotating all pairs."""
-    return len(regions) > 1 or regions[0].keys is not None or regions[0].queries is not None
+    return len(regions) > 1 or regions[0].is_bounded
 
 
 MASKS = {"eager": mask_for_eager, "sdpa": mask_for_sdpa, "flex_attention": mask_for_flex}

@@ -14,11 +14,9 @@ from ..encodings import Region
 from . import sparse
 from .call import Call
 from .distance import distance_table
-from .masks import additive, settled
+from .masks import ByIndex, additive, by_index
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-Looked = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""A number for a pair, by the indices of batch, head, query and key."""
 FEW = 128
 """Queries below which a bias is written down, if that takes no more than `ROWS_BYTES`: every bias is then the same small kernel."""
 ROWS_BYTES = 1 << 28
@@ -83,8 +81,8 @@ def kernel_options(call: Call) -> dict[str, Any]:
     """
     if call.place not in ("cuda", "xpu") or call.layout.num_queries == 1:
         return {}
-    from_a_table = not _is_written(call) and _reach(call) is not None
-    by_pair = additive(call.mask, slice(None)) is not None or (call.encoding.has("bias") and not from_a_table)
+    biased = call.encoding.has("bias") and (_is_written(call) or _reach(call) is None)
+    by_pair = biased or additive(call.mask, slice(None)) is not None
     return {"BACKEND": "TRITON"} | ({"BLOCK_M": 64, "BLOCK_N": 32} if by_pair else {})
 
 
@@ -136,17 +134,7 @@ def score_mod(call: Call) -> ScoreMod | None:
     return modified
 
 
-def by_index(x: Tensor) -> Looked:
-    """The numbers in `x`, of four axes that may be of length 1."""
-    x, (batch, heads, queries, keys) = settled(x), (int(n > 1) for n in x.shape)
-
-    def looked_up(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return x[b * batch, h * heads, q * queries, k * keys]
-
-    return looked_up
-
-
-def _bias(call: Call) -> Looked | None:
+def _bias(call: Call) -> ByIndex | None:
     """The bias of a pair by its indices: written down, from a table of distances, or computed in the kernel."""
     encoding, layout = call.encoding, call.layout
     if not encoding.has("bias"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 Mask = Tensor | BlockMask | None
+ByIndex = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""What there is for a pair, by the indices of batch, head, query and key: as flex attention asks."""
 
 
 def visible(mask: Mask, rows: slice, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
@@ -85,3 +89,13 @@ def _evaluate(mask: BlockMask, rows: slice, num_keys: int, device: torch.device)
     keys = torch.arange(num_keys, device=device)[None, None, None, :]
     heads = torch.arange(mask.shape[1], device=device)[None, :, None, None]
     return mask.mask_mod(batch, heads, queries, keys).expand(len(batch), mask.shape[1], queries.shape[2], num_keys)
+
+
+def by_index(x: Tensor) -> ByIndex:
+    """What is in `x`, of four axes that may be of length 1."""
+    x, (batch, heads, queries, keys) = settled(x), (int(n > 1) for n in x.shape)
+
+    def looked_up(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return x[b * batch, h * heads, q * queries, k * keys]
+
+    return looked_up

@@ -17,14 +17,13 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from ..encodings import PositionalEncoding, Region
 from .layout import Layout, blocks_of
-from .masks import settled, visible
+from .masks import ByIndex, by_index, settled, visible
 
 SIZE = 128
 """Queries, and keys, of one block."""
 SCAN_PAIRS = 1 << 26
 """Pairs that are looked at in one go where a mask says no more than what it says of each pair."""
 Kind = TypeVar("Kind", bound=BlockMask)
-MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Blocks(NamedTuple):
@@ -45,7 +44,7 @@ _kept: WeakKeyDictionary[Any, OrderedDict[Hashable, BlockMask]] = WeakKeyDiction
 
 def block_mask_of(layout: Layout, encoding: PositionalEncoding, index: int, region: Region) -> BlockMask:
     """The pairs of the region number `index` of `encoding`: made once a forward pass, and not again for the next that is like it."""
-    owner: Hashable = encoding if _is_bounded(region) else BlockMask  # what has no bounds is the same for all
+    owner: Hashable = encoding if region.is_bounded else BlockMask  # what has no bounds is the same for all
     what = (owner, "pairs", index, torch.is_grad_enabled())
     device = layout.q_pos.device
     # Within a graph nothing is plain, and no stream is asked for.
@@ -60,10 +59,6 @@ def block_mask_of(layout: Layout, encoding: PositionalEncoding, index: int, regi
     return found
 
 
-def _is_bounded(region: Region) -> bool:
-    return region.keys is not None or region.queries is not None
-
-
 def _stream(device: torch.device) -> Hashable:
     """The queue that the device works through, in which alone a mask is known to be there; None while it is recorded."""
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -73,7 +68,7 @@ def _stream(device: torch.device) -> Hashable:
 
 def block_mask(layout: Layout, region: Region) -> BlockMask:
     """The pairs that meet, of those that belong to `region`."""
-    mask, bounded = layout.mask, _is_bounded(region)
+    mask, bounded = layout.mask, region.is_bounded
     if isinstance(mask, BlockMask) and not bounded:
         return mask
     blocks, seen = layout.once("blocks", lambda: _visible_blocks(layout)), _visible_pairs(layout)
@@ -84,7 +79,7 @@ def block_mask(layout: Layout, region: Region) -> BlockMask:
     return assemble(blocks, seen, layout.num_queries, layout.num_keys, backward=torch.is_grad_enabled())
 
 
-def assemble(blocks: Blocks, seen: MaskMod, num_queries: int, num_keys: int, backward: bool, kind: type[Kind] = BlockMask) -> Kind:  # type: ignore[assignment]
+def assemble(blocks: Blocks, seen: ByIndex, num_queries: int, num_keys: int, backward: bool, kind: type[Kind] = BlockMask) -> Kind:  # type: ignore[assignment]
     """A `BlockMask` that asks `seen` about the pairs of blocks where some meet and some do not.
 
     Args:
@@ -172,13 +167,13 @@ def _visible_blocks(layout: Layout) -> Blocks:
     return scanned(lambda rows: visible(mask, rows, queries, keys, device), queries, keys)
 
 
-def _visible_pairs(layout: Layout) -> MaskMod:
+def _visible_pairs(layout: Layout) -> ByIndex:
     mask = layout.mask
     if isinstance(mask, BlockMask):
         return mask.mask_mod
     if mask is None:
         return _causal if layout.num_queries > 1 else _all
-    return _of_tensor(mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)
+    return by_index(mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)
 
 
 def _causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -189,25 +184,14 @@ def _all(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return k >= 0
 
 
-def _of_tensor(mask: Tensor) -> MaskMod:
-    """Of a mask [B or 1,H or 1,Q,K] bool."""
-    mask = settled(mask)
-    batch, heads = (int(n > 1) for n in mask.shape[:2])
-
-    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return mask[b * batch, h * heads, q, k]
-
-    return seen
-
-
-def _within(low: Tensor, high: Tensor, pos: Tensor) -> MaskMod:
+def _within(low: Tensor, high: Tensor, pos: Tensor) -> ByIndex:
     def within(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (low[b, q] <= pos[b, k]) & (pos[b, k] < high[b, q])
 
     return within
 
 
-def _both(one: MaskMod, other: MaskMod) -> MaskMod:
+def _both(one: ByIndex, other: ByIndex) -> ByIndex:
     def both(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return one(b, h, q, k) & other(b, h, q, k)
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.masking_utils import (
+    add_offsets_to_mask_function,
     and_masks,
     causal_mask_function,
     eager_mask,
     flex_attention_mask,
     padding_mask_function,
+    prepare_padding_mask,
     sdpa_mask,
 )
 
@@ -121,17 +122,11 @@ def _structured(
     batch: int, queries: int, keys: int, q_offset: Any, kv_offset: int, function: Callable, padding: Tensor | None, device: torch.device
 ) -> StructuredMask:
     if padding is not None:
-        padding = padding.bool()
-        if padding.shape[1] < keys + kv_offset:  # what a static cache has room for and the caller has not spoken of
-            padding = F.pad(padding, (0, keys + kv_offset - padding.shape[1]))
+        padding = cast(Tensor, prepare_padding_mask(padding.bool(), keys, kv_offset))  # a static cache has room for more
         function = and_masks(function, padding_mask_function(padding))
-
     if isinstance(q_offset, Tensor):  # of a static cache, which counts on in it
         q_offset = q_offset.clone()
-
-    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return function(b, h, q + q_offset, k + kv_offset)
-
+    seen = add_offsets_to_mask_function(function, q_offset, kv_offset)
     row, key = torch.arange(batch, device=device)[:, None, None, None], torch.arange(keys, device=device)
     head, query = torch.zeros_like(row[:1]), torch.arange(queries, device=device)[:, None]
     pairs = sparse.scanned(lambda rows: seen(row, head, query[rows], key).expand(batch, 1, -1, keys), queries, keys, batch)

@@ -88,6 +88,11 @@ class Region(NamedTuple):
     keys: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     queries: tuple[int, int] | None = None
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there are pairs that do not belong here."""
+        return self.keys is not None or self.queries is not None
+
     def pairs(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """The pairs of queries at `q_pos` [B,Q] and keys at `k_pos` [B,K] that belong here: broadcastable to [B,1,Q,K] bool."""
         here = torch.ones((), dtype=torch.bool, device=q_pos.device)
