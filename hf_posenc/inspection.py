@@ -160,7 +160,7 @@ def _without(record: Patch) -> tuple[int, ...]:
     table_off = isinstance(record.slot, ZeroTable)
     return tuple(
         i
-        for i, attention in enumerate(record.attentions)
+        for i, attention in record.attentions.items()
         if not everywhere and i not in reached and (i in patched or table_off or not record.architecture.uses_slot(attention))
     )
 
@@ -172,7 +172,7 @@ def _held(record: Patch, p: Placement) -> nn.Module:
 
 def _slots(record: Patch) -> list[RotarySlot]:
     """What the patch has put into the rotary slots: that of the backbone, and those of layers with one of their own."""
-    own = (attention._modules.get("posenc_rotary") for attention in record.attentions)
+    own = (attention._modules.get("posenc_rotary") for attention in record.attentions.values())
     return [slot for slot in (record.slot, *own) if isinstance(slot, RotarySlot)]
 
 
@@ -181,7 +181,7 @@ def _fingerprint(record: Patch) -> str:
     digest = hashlib.sha256()
     for module in record.slot.modules():
         _digest(digest, module)
-    for layer, attention in enumerate(record.attentions):
+    for layer, attention in record.attentions.items():
         if "posenc_rotary" in attention._modules:
             digest.update(f"layer {layer}".encode())
             for module in attention.posenc_rotary.modules():

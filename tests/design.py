@@ -44,7 +44,7 @@ def family_kind(arch: str) -> Hashable:
         not table and record.geometry(record.group(0)).rotary_dim < record.geometry(record.group(0)).head_dim,
         len({record.group(i) for i in layers}) > 1,
         len(set(architecture.layer_types(config))) > 1,
-        any(not architecture.uses_slot(attention) for attention in record.attentions),
+        any(not architecture.uses_slot(attention) for attention in record.attentions.values()),
         getattr(config, "attn_logit_softcapping", None) is not None,
         hasattr(record.attentions[0], "sinks"),
     )

@@ -66,7 +66,7 @@ def step(model, cache, ids, start, end):
 
 def layers_of(model):
     record = patch_of(model)
-    return record.architecture.attentions(record.backbone)
+    return list(record.architecture.attentions(record.backbone).values())
 
 
 @every_family

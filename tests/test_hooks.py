@@ -3,12 +3,14 @@
 import pytest
 import torch
 from tiny import tiny_model
+from torch import nn
 from transformers import DynamicCache, StaticCache
 from waiting import LOOKS, Calls
 
 from hf_posenc.attention.documents import DocumentMasks
 from hf_posenc.attention.hooks import BackbonePositions
 from hf_posenc.attention.positions import COUNTED, bound, resolve
+from hf_posenc.attention.settled import Settled
 from hf_posenc.encodings import Geometry, create
 
 CONFIG = tiny_model("llama").config
@@ -45,9 +47,12 @@ class Native:
 
 def settle(arguments):
     encoding = create("learned", Geometry(32, 4, max_positions=TABLE))
-    hook = BackbonePositions([], [Native(encoding)], None)
+    settled = Settled()
+    hook = BackbonePositions(["input_ids", "position_ids"], [Native(encoding)], settled, None)
     with torch.no_grad():
-        return hook(None, (), dict(arguments))[1]["position_ids"]
+        given = hook(nn.Module().eval(), (), dict(arguments))[1]["position_ids"]
+    assert settled.pos is given
+    return given
 
 
 KNOWN = {

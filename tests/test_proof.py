@@ -49,7 +49,6 @@ UNLIKE_LLAMA = {
     "helium": "layer 0 does not turn",  # interleaved
     "hunyuan_v1_dense": "layer 0 does not turn",  # a norm after the rotation
     "deepseek_v3": "cannot be patched",  # only a part of the head, at its end, is rotated
-    "persimmon": "position_ids",  # positions do not reach the attention function
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from operator import attrgetter
 from typing import Any, ClassVar, cast
 
 import torch
@@ -27,12 +28,17 @@ class Architecture:
     """One family of decoders with a rotary module on the backbone. The defaults describe Llama; a family equal to it is one string."""
 
     layers: ClassVar[str] = "layers"
+    """Where the backbone keeps its layers; this and the next two may be paths with dots."""
     attention: ClassVar[str] = "self_attn"
+    """Where a layer keeps its attention; a layer without one (state space, convolution) has no positions."""
     slot: ClassVar[str] = "rotary_emb"
+    """Where the backbone keeps its native encoding."""
     packs: ClassVar[bool] = True
     """transformers keeps documents apart that lie in one row, told by their position ids."""
     interleaved: ClassVar[bool] = False
     """Pairs of rotated dimensions are (0, 1), (2, 3) ... instead of (0, r/2), (1, r/2 + 1) ..."""
+    rotates_last: ClassVar[bool] = False
+    """The last dimensions of a head are rotated instead of the first."""
 
     # -- finding things -----------------------------------------------------------------------------------------------
 
@@ -40,9 +46,20 @@ class Architecture:
         """The module that holds the layers and the native encoding."""
         return cast(PreTrainedModel, model.base_model)
 
-    def attentions(self, backbone: PreTrainedModel) -> list[nn.Module]:
-        """The attention module of each layer."""
-        return [getattr(layer, self.attention) for layer in getattr(backbone, self.layers)]
+    def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
+        """The attention modules by layer, without the layers that have none."""
+        find = attrgetter(self.layers)
+        found = {i: _inside(layer, self.attention) for i, layer in enumerate(find(backbone))}
+        return {i: attention for i, attention in found.items() if attention is not None}
+
+    def native(self, backbone: PreTrainedModel) -> nn.Module:
+        """What is in the native slot now."""
+        return backbone.get_submodule(self.slot)
+
+    def put(self, backbone: PreTrainedModel, module: nn.Module) -> None:
+        """Put `module` into the native slot."""
+        owner, _, name = self.slot.rpartition(".")
+        setattr(backbone.get_submodule(owner), name, module)
 
     def layer_types(self, config: PretrainedConfig) -> tuple[str, ...]:
         """Per layer, "full_attention" or "sliding_attention"."""
@@ -84,6 +101,7 @@ class Architecture:
             rotary_dim=2 * len(frequencies),
             theta=float(parameters["rope_theta"]),
             interleaved=self.interleaved,
+            rotates_last=self.rotates_last,
             rope_type=parameters.get("rope_type", "default"),
             rope_parameters=tuple(parameters.items()),
             frequencies=None if torch.equal(frequencies, plain) else tuple(frequencies.tolist()),
@@ -124,7 +142,7 @@ class Architecture:
             the groups whose layers all want the same, with it; and the layers that must be served one by one.
         """
         users: dict[Group, list[int]] = {}
-        for layer, attention in enumerate(self.attentions(backbone)):
+        for layer, attention in self.attentions(backbone).items():
             if self.uses_slot(attention):
                 users.setdefault(self.group(backbone.config, layer), []).append(layer)
         contents, alone = {}, []
@@ -155,6 +173,13 @@ class Architecture:
         except Exception:  # whatever a family raises there, a checkpoint that it cannot read is none of its own
             return None
         return config if all(_same_state(built, group, encoding) for group, encoding in contents.items()) else None
+
+
+def _inside(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path` within `module`, if there is one."""
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+    return module
 
 
 def _same_state(rotary: nn.Module, group: Group, encoding: PositionalEncoding | None) -> bool:

@@ -18,6 +18,7 @@ from .choice import BACKENDS, FLASH, choose
 from .layout import Layout
 from .masks import Mask
 from .places import here
+from .settled import Settled
 from .structured import mask_for_eager, mask_for_flex, mask_for_sdpa
 
 PREFIX = "hf_posenc_"
@@ -28,11 +29,13 @@ class EncodingSite:
     """Says where a patched attention module finds its encoding: looked up at every call, so that wrappers (PEFT) are seen.
 
     Args:
+        settled: the positions of the forward pass that the backbone is in.
         avoided: paths that have failed on this machine.
     """
 
     backbone: nn.Module
     attribute: str
+    settled: Settled = dataclasses.field(default_factory=Settled)
     avoided: frozenset[str] = frozenset()
 
     @property
@@ -49,7 +52,7 @@ def posenc_attention(
         query: [B,H,Q,D]. key: [B,G,K,D] and value: [B,G,K,V], from the cache where there is one; both free of positions,
             but for what `cached_key` has done to a cached key.
         attention_mask: in the form `backend` takes.
-        kwargs: what transformers passes to a backend, `position_ids` [1 or B,Q] among them.
+        kwargs: what transformers passes to a backend.
 
     Returns:
         output [B,Q,H,V], and the weights [B,H,Q,K] where they were computed.
@@ -59,7 +62,8 @@ def posenc_attention(
     if site is None and not plain:
         return stock.attention(backend, module, query, key, value, attention_mask, **kwargs)
     call = _call(backend, site, module, query, key, value, attention_mask, **kwargs)
-    return dense.attention(call) if plain else _by_path(call)
+    output, weights = dense.attention(call) if plain else _by_path(call)
+    return output.contiguous(), weights  # as the backends of transformers: some families take a view of it
 
 
 def _call(backend: str, site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
@@ -67,10 +71,11 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     encoded = kwargs.pop(ENCODED, False)
     if site is None:
         return Call(module, query, key, value, mask, None, None, scaling, kwargs)  # type: ignore[arg-type]
-    encoding = here(site.encoding, kwargs["position_ids"])
+    kwargs["position_ids"] = pos = site.settled.of(kwargs)
+    encoding = here(site.encoding, pos)
     # Under autocast the neutral rotation of the family has left bfloat16 numbers in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    layout = Layout.of(kwargs["position_ids"], _said(backend, mask, query, key), len(query), key.shape[2])
+    layout = Layout.of(pos, _said(backend, mask, query, key), len(query), key.shape[2])
     if not encoded:
         key = encoding.cached_key(key, layout.k_pos)
     return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, backend, avoided=site.avoided)

@@ -15,6 +15,7 @@ from .cached import ENCODED, EncodedKeys, no_continuous_batching
 from .entry import PREFIX
 from .places import here
 from .positions import bound, resolve
+from .settled import Remember, Settled
 
 
 class Placed(Protocol):
@@ -31,11 +32,12 @@ class BackbonePositions:
     Args:
         names: of the arguments of the backbone's `forward`.
         placements: the encodings in it.
+        settled: where the positions are left for its layers.
         change_backend: called when the user has set another attention implementation; None where no encoding acts in the attention.
     """
 
-    def __init__(self, names: list[str], placements: Sequence[Placed], change_backend: Callable[[str], None] | None):
-        self.names, self.placements, self.change_backend = names, placements, change_backend
+    def __init__(self, names: list[str], placements: Sequence[Placed], settled: Settled, change_backend: Callable[[str], None] | None):
+        self.names, self.placements, self.settled, self.change_backend = names, placements, settled, change_backend
 
     def __call__(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs
@@ -43,7 +45,11 @@ class BackbonePositions:
             self._keep_attention(backbone, self.change_backend)
             if not isinstance(kwargs.get("cache"), Cache | None):  # a paged one, from a manager older than the patch
                 no_continuous_batching()
-        kwargs["position_ids"] = pos = resolve(kwargs)
+        self.settled.pos = pos = resolve(kwargs)
+        if "position_ids" in self.names:
+            kwargs["position_ids"] = pos
+        if backbone.training and not torch.compiler.is_compiling():
+            Remember.put_in(backbone, self.settled)
         for placement in self.placements:
             encoding = placement.encoding
             if torch.is_grad_enabled():
@@ -80,24 +86,27 @@ def _check(encoding: PositionalEncoding, pos: torch.Tensor, arguments: dict[str,
 class LayerRotation:
     """Before the attention of one layer: give it its own cos and sin, where its neighbours keep others."""
 
-    def __init__(self, group: str | None):
-        self.group = group
+    def __init__(self, group: str | None, settled: Settled):
+        self.group, self.settled = group, settled
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        cos, sin = kwargs["position_embeddings"]
+        native = kwargs["position_embeddings"]
         if "posenc_rotary" in attention._modules:
             extra = (self.group,) if self.group else ()
-            cos, sin = attention.posenc_rotary(cos, kwargs["position_ids"], *extra)
+            like = native if isinstance(native, torch.Tensor) else native[0]
+            own = attention.posenc_rotary(like, self.settled.of(kwargs), *extra)
+        elif isinstance(native, torch.Tensor):  # complex numbers of length 1
+            own = torch.ones_like(native)
         else:
-            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
-        return args, kwargs | {"position_embeddings": (cos, sin)}
+            own = torch.ones_like(native[0]), torch.zeros_like(native[1])
+        return args, kwargs | {"position_embeddings": own}
 
 
 class CachedKeys:
     """Before the attention of one layer: let what it puts into the KV cache pass through its encoding."""
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        encoding, pos = attention.posenc_site.encoding, kwargs["position_ids"]
+        encoding, pos = attention.posenc_site.encoding, attention.posenc_site.settled.of(kwargs)
         held = {name: x for name, x in kwargs.items() if isinstance(x, Cache)}
         for name, cache in held.items():
             cache = getattr(cache, "self_attention_cache", cache)  # of an `EncoderDecoderCache`

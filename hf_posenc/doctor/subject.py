@@ -68,7 +68,7 @@ class Subject:
         with torch.device("meta"):
             record = patch_of(AutoModelForCausalLM.from_config(config))
         backend = backend or record.live_backend
-        config, attention = record.backbone.config, record.attentions[0]
+        config, attention = record.backbone.config, next(iter(record.attentions.values()))
         slides = "sliding_attention" in record.architecture.layer_types(config)
         usual = torch.float32 if device.type == "cpu" else torch.bfloat16
         asked: Any = (config.dtype or usual) if dtype == "auto" else getattr(torch, dtype)

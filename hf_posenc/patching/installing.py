@@ -14,6 +14,7 @@ from ..attention.cached import changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents
 from ..attention.entry import PREFIX, EncodingSite
 from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation
+from ..attention.settled import Forget, Remember
 from ..encodings import PositionalEncoding
 from ..verdict import avoided
 from .configuration import configure, own_config, restore, stock_config
@@ -64,7 +65,7 @@ def _install(record: Patch, placements: list[Placement]) -> None:
     config = stock_config(record, contents, alone)
     record.stock = config is not None
     setattr(backbone, RECORD, record)
-    setattr(backbone, architecture.slot, _slot(record, contents))
+    architecture.put(backbone, _slot(record, contents))
     for placement in placements:
         _put_in(record, placement)
     for i in alone:
@@ -90,7 +91,7 @@ def _put_in(record: Patch, placement: Placement) -> None:
     if placement.in_attention:
         avoid = avoided(placement.request.name, record.device)
         for attention in (record.attentions[i] for i in placement.layers):
-            attention.posenc_site = EncodingSite(record.backbone, placement.attribute, avoid)
+            attention.posenc_site = EncodingSite(record.backbone, placement.attribute, record.settled, avoid)
             if changes_keys(placement.encoding):
                 record.handles.append(attention.register_forward_pre_hook(CachedKeys(), with_kwargs=True))
 
@@ -100,15 +101,16 @@ def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None
     attention, group = record.attentions[layer], record.group(layer)
     if encoding is not None:
         attention.add_module("posenc_rotary", RotarySlot(record.native, {group: encoding}))
-    record.handles.append(attention.register_forward_pre_hook(LayerRotation(group), with_kwargs=True))
+    record.handles.append(attention.register_forward_pre_hook(LayerRotation(group, record.settled), with_kwargs=True))
 
 
 def _hook_backbone(record: Patch) -> None:
     if any(not p.native or p.in_table for p in record.placements):
         names = list(inspect.signature(type(record.backbone).forward).parameters)[1:]
         in_attention = any(p.in_attention for p in record.placements)
-        hook = BackbonePositions(names, record.placements, partial(change_backend, record) if in_attention else None)
+        hook = BackbonePositions(names, record.placements, record.settled, partial(change_backend, record) if in_attention else None)
         record.handles.append(record.backbone.register_forward_pre_hook(hook, with_kwargs=True))
+        record.handles.append(record.backbone.register_forward_hook(Forget(record.settled)))
     record.handles.append(hook_documents(record.backbone))
 
 
@@ -136,7 +138,8 @@ def uninstall(record: Patch) -> None:
     for handle in record.handles:
         handle.remove()
     record.handles.clear()
-    for attention in record.attentions:
+    Remember.take_out(record.backbone)
+    for attention in record.attentions.values():
         attention.__dict__.pop("posenc_site", None)
         attention._modules.pop("posenc_rotary", None)
     for placement in record.placements:
@@ -164,4 +167,4 @@ def _restore_native(record: Patch) -> None:
         record.native = record.architecture.fresh(record.native, record.native_config())
     if not any(p.is_meta for p in record.native.parameters()):
         record.native.to(record.device, record.embedding.dtype if has_table else None)
-    setattr(record.backbone, record.architecture.slot, record.native)
+    record.architecture.put(record.backbone, record.native)

@@ -136,14 +136,14 @@ def _prove_family(subject: Patch) -> None:
     seen, stock = _look(subject), _run(subject)
     with _with(subject, [_nowhere(subject)]):
         free, moved, without = _look(subject), _look(subject, offset=5), _run(subject)
-    for i in range(len(seen)):
+    for i in seen:
         _check(subject, i, free[i], moved[i], "still depends on positions when the native encoding is switched off")
     prove = _prove_table if _has_table(subject) else _prove_rotation
     prove(subject, seen, free, stock, without)
 
 
-def _prove_rotation(subject: Patch, seen: list[Handed], free: list[Handed], stock: Tensor, without: Tensor) -> None:
-    native = {i: _native(subject, i) for i in range(len(seen))}
+def _prove_rotation(subject: Patch, seen: dict[int, Handed], free: dict[int, Handed], stock: Tensor, without: Tensor) -> None:
+    native = {i: _native(subject, i) for i in seen}
     for i, rotation in native.items():
         if rotation is None:
             _check(subject, i, free[i], seen[i], "is said to have no rotation, but turns its queries and keys")
@@ -155,12 +155,12 @@ def _prove_rotation(subject: Patch, seen: list[Handed], free: list[Handed], stoc
     _compare(subject, remapped, stock, stock - without, "ReRoPE with a window beyond the text")
 
 
-def _prove_table(subject: Patch, seen: list[Handed], free: list[Handed], stock: Tensor, without: Tensor) -> None:
-    for i, handed in enumerate(seen):
+def _prove_table(subject: Patch, seen: dict[int, Handed], free: dict[int, Handed], stock: Tensor, without: Tensor) -> None:
+    for i, handed in seen.items():
         if torch.equal(handed.query, free[i].query):
             raise ValueError(f"{_name(subject)} cannot be patched: layer {i} does not react to the position table")
     still = NoBias(subject.geometry(None))
-    _compare(subject, dict.fromkeys(range(len(seen)), still), without, stock - without, "a bias of zero")
+    _compare(subject, dict.fromkeys(seen, still), without, stock - without, "a bias of zero")
 
 
 class NoBias(PositionalEncoding):
@@ -174,7 +174,7 @@ class NoBias(PositionalEncoding):
 
 def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
     """That the encodings of `requests` arrive in their layers, and that the model runs with them."""
-    native = [_native(subject, i) for i in range(len(subject.attentions))]
+    native = {i: _native(subject, i) for i in subject.attentions}
     try:
         for request in requests:
             apply(subject, request)
@@ -191,7 +191,7 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
     with _with(subject, [_nowhere(subject)]):
         free = _look(subject, embedded=[p.encoding for p in placements if p.encoding.has("embed")])
     placed = {i: p for p in placements for i in p.layers}
-    for i, handed in enumerate(seen):
+    for i, handed in seen.items():
         rotation = native[i] if i not in placed else placed[i].encoding if placed[i].native else None
         _check(subject, i, free[i] if rotation is None else _turned(rotation, free[i]), handed, f"does not get {names} as asked")
 
@@ -210,7 +210,7 @@ def _has_table(subject: Patch) -> bool:
 
 def _nowhere(subject: Patch) -> Placement:
     """No encoding, in any layer."""
-    layers = tuple(range(len(subject.attentions)))
+    layers = tuple(subject.attentions)
     return Placement(Request("nope", {}, layers), layers, create("nope", subject.geometry(subject.group(0))), attribute_name(0), False)
 
 
@@ -256,7 +256,7 @@ def _with(subject: Patch, placements: list[Placement]) -> Iterator[None]:
         uninstall(subject)
 
 
-def _look(subject: Patch, offset: int = 0, embedded: Sequence[PositionalEncoding] = ()) -> list[Handed]:
+def _look(subject: Patch, offset: int = 0, embedded: Sequence[PositionalEncoding] = ()) -> dict[int, Handed]:
     """What each layer hands to its attention, where no layer attends to anything.
 
     Args:
@@ -273,10 +273,10 @@ def _look(subject: Patch, offset: int = 0, embedded: Sequence[PositionalEncoding
         inputs = {"inputs_embeds": x}
     with probe.looking() as seen, _implementation(subject, probe.NAME):
         _forward(subject, inputs)
-    for i, attention in enumerate(subject.attentions):
+    for i, attention in subject.attentions.items():
         if attention not in seen:
             raise ValueError(f"{_name(subject)} cannot be patched: the attention of layer {i} never reaches the attention interface")
-    return [seen[attention] for attention in subject.attentions]
+    return {i: seen[attention] for i, attention in subject.attentions.items()}
 
 
 def _run(subject: Patch) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..architectures import Architecture
 from ..architectures.base import Group
 from ..attention.entry import PREFIX
+from ..attention.settled import Settled
 from ..encodings import Geometry, PositionalEncoding
 from ..encodings.base import STAGES
 
@@ -63,25 +65,33 @@ class Patch:
         placements: what is installed, in the order of installation; empty for a stock model.
         config_class: class of the configuration before any patch. config_before: entries of it that a patch has changed, as they were.
         handles: the hooks that are in.
+        settled: the positions of the forward pass that the backbone is in.
         stock: transformers alone would load the saved checkpoint.
     """
 
     def __init__(self, model: PreTrainedModel, architecture: Architecture, backbone: PreTrainedModel):
         self.model, self.architecture, self.backbone = model, architecture, backbone
-        self.native: nn.Module = getattr(backbone, architecture.slot)
+        self.native: nn.Module = architecture.native(backbone)
         self.config_class, self.config_before = type(backbone.config), cast(dict[str, Any], {})
         self.placements: list[Placement] = []
         self.handles: list[Any] = []
         self.stock = False
+        self.settled = Settled()
 
     @property
-    def attentions(self) -> list[Any]:
+    def attentions(self) -> dict[int, Any]:
+        """The attention modules by layer."""
         return self.architecture.attentions(self.backbone)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model, those without attention among them."""
+        return len(attrgetter(self.architecture.layers)(self.backbone))
 
     @property
     def slot(self) -> nn.Module:
         """What is in the slot of the family now."""
-        return getattr(self.backbone, self.architecture.slot)
+        return self.architecture.native(self.backbone)
 
     @property
     def embedding(self) -> torch.Tensor:

@@ -122,7 +122,7 @@ def _architecture(model: PreTrainedModel) -> Architecture:
 
 def _check_model(record: Patch) -> None:
     record.architecture.check(record.backbone)
-    for i, attention in enumerate(record.attentions):
+    for i, attention in record.attentions.items():
         if forward_is_foreign(attention):
             raise ValueError(
                 f"the attention of layer {i} ({type(attention).__name__}) has been replaced by another tool; "
@@ -132,19 +132,24 @@ def _check_model(record: Patch) -> None:
 
 def _select(layers: Layers, record: Patch) -> tuple[int, ...]:
     """The layer indices meant by `layers`."""
-    everything = range(len(record.attentions))
+    everything = range(record.num_layers)
     if layers is None:
         return _default_layers(record)
     if isinstance(layers, str):
         if layers != "all":
             raise ValueError(f"layers is None, 'all', an index, a slice or a list of indices, got {layers!r}")
-        return tuple(everything)
+        return tuple(record.attentions)
     if isinstance(layers, slice):
         layers = everything[layers]
     chosen = list(layers) if isinstance(layers, Iterable) else [layers]
     if not chosen:
         raise ValueError(f"layers= selects none of the {len(everything)} layers: the patch would have no effect")
-    return tuple(sorted({_layer_index(i, len(everything)) for i in chosen}))
+    found = sorted({_layer_index(i, len(everything)) for i in chosen})
+    if without := [i for i in found if i not in record.attentions]:
+        raise ValueError(
+            f"layers {', '.join(map(str, without))} have no attention; those with are {', '.join(map(str, record.attentions))}"
+        )
+    return tuple(found)
 
 
 def _layer_index(i: Any, num_layers: int) -> int:
@@ -155,7 +160,7 @@ def _layer_index(i: Any, num_layers: int) -> int:
 
 
 def _default_layers(record: Patch) -> tuple[int, ...]:
-    positional = [i for i, attention in enumerate(record.attentions) if record.architecture.uses_slot(attention)]
+    positional = [i for i, attention in record.attentions.items() if record.architecture.uses_slot(attention)]
     types = record.architecture.layer_types(record.backbone.config)
     full = [i for i in positional if types[i] != "sliding_attention"]
     return tuple(full or positional)

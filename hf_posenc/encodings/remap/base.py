@@ -51,7 +51,7 @@ class RemappedRoPE(PositionalEncoding):
             return cos_sin(place(pos) - self.stored(pos), self.base.inv_freq, 1.0, k)
 
         cos, sin = once(k_pos, (self, place, k.dtype), turns)
-        return turn_pairs(k, cos, sin, self.geometry.interleaved)
+        return turn_pairs(k, cos, sin, self.geometry)
 
     def turn(self, queries: Place, keys: Place | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The `rotate` of a region with queries and keys at these places; without `keys` they stay as the cache holds them."""

@@ -71,4 +71,4 @@ class RoPEByLength(ScaledRoPE):
 
     def _turned(self, x: Tensor, pos: Tensor, inv_freq: Tensor) -> Tensor:
         cos, sin = cos_sin(pos, inv_freq, self.attention_factor, x)
-        return turn_pairs(x, cos, sin, self.geometry.interleaved)
+        return turn_pairs(x, cos, sin, self.geometry)

@@ -47,14 +47,21 @@ def cos_sin(pos: Tensor, inv_freq: Tensor, factor: float, like: Tensor) -> tuple
     return angle.cos().to(wide) * factor, angle.sin().to(wide) * factor
 
 
-def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn the first 2n dimensions of x [B,H,T,D] by the angles of `cos_sin`."""
-    wide, n = precise(x, x), 2 * cos.shape[-1]
-    a, b = (wide[..., :n:2], wide[..., 1:n:2]) if interleaved else (wide[..., : n // 2], wide[..., n // 2 : n])
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, geometry: Geometry) -> Tensor:
+    """Turn 2n dimensions of x [B,H,T,D], those that the model rotates itself, by the angles of `cos_sin`."""
+    n = 2 * cos.shape[-1]
+    if geometry.rotates_last and n < x.shape[-1]:
+        return torch.cat((x[..., :-n], _turned(x[..., -n:], cos, sin, geometry.interleaved)), -1)
+    turned = _turned(x[..., :n], cos, sin, geometry.interleaved)
+    return turned if n == x.shape[-1] else torch.cat((turned, x[..., n:]), -1)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    wide, half = precise(x, x), cos.shape[-1]
+    a, b = (wide[..., ::2], wide[..., 1::2]) if interleaved else (wide[..., :half], wide[..., half:])
     pairs = a * cos - b * sin, b * cos + a * sin
     turned = torch.stack(pairs, -1).flatten(-2) if interleaved else torch.cat(pairs, -1)
-    turned = turned.to(x.dtype)
-    return turned if n == x.shape[-1] else torch.cat((turned, x[..., n:]), -1)
+    return turned.to(x.dtype)
 
 
 def _exact(pos: Tensor) -> Tensor:
@@ -115,7 +122,7 @@ class RoPE(PositionalEncoding):
         where = (lambda: pos) if place is None else lambda: place(pos.to(widest(pos.device)))
         key = (self.inv_freq, self.attention_factor, place, x.dtype)
         cos, sin = once(pos, key, lambda: cos_sin(where(), self.inv_freq, self.attention_factor, x))
-        return turn_pairs(x, cos, sin, self.geometry.interleaved)
+        return turn_pairs(x, cos, sin, self.geometry)
 
     def frequencies(self) -> tuple[Tensor, float] | None:
         return self.inv_freq, self.attention_factor
