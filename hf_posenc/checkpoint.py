@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.auto_factory import _get_model_class
 
 from .architectures.base import RotarySlot
@@ -19,10 +20,9 @@ from .saved_config import PosencConfig
 
 def load(auto: Any, path: str, *args: Any, config: PosencConfig, **kwargs: Any) -> Any:
     """What `auto.from_pretrained` returns for the base configuration, with the encodings in place before the weights arrive."""
-    base = config.model_config()
+    base, model_class = _stock(auto, config, path, bool(kwargs.get("trust_remote_code")))
     family: Any = type(base)
     base.__class__ = live(family)
-    model_class = _get_model_class(base, auto._model_mapping)
     loaded = _patched_class(model_class, config).from_pretrained(path, *args, config=base, **kwargs)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     _finish(model, model_class)
@@ -33,11 +33,29 @@ def load(auto: Any, path: str, *args: Any, config: PosencConfig, **kwargs: Any) 
 
 def build(auto: Any, config: PosencConfig, **kwargs: Any) -> PreTrainedModel:
     """What `auto.from_config` returns for the base configuration, with the encodings in place."""
-    base = config.model_config()
-    model_class = _get_model_class(base, auto._model_mapping)
+    base, model_class = _stock(auto, config, config.name_or_path, bool(kwargs.pop("trust_remote_code", False)))
     model = _patched_class(model_class, config)._from_config(base, **kwargs)
     _finish(model, model_class)
     return model
+
+
+def _stock(auto: Any, config: PosencConfig, path: str | None, trust_remote_code: bool) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    """The configuration and the class of the model before any patch; custom code lies where the checkpoint does.
+
+    Raises:
+        ValueError: custom code is not trusted, or is not there.
+    """
+    if config.base_model_type in CONFIG_MAPPING:
+        base = config.model_config()
+        return base, _get_model_class(base, auto._model_mapping)
+    code = (config.base_config or {}).get("auto_map", {})
+    if "AutoConfig" not in code or auto.__name__ not in code:
+        raise ValueError(f"model type {config.base_model_type!r} is unknown to transformers, and the checkpoint names no code for it")
+    if not trust_remote_code:
+        raise ValueError(f"the checkpoint brings code of its own for {config.base_model_type!r}; trust_remote_code=True runs it")
+    family, model_class = (cast(Any, get_class_from_dynamic_module(code[name], cast(str, path))) for name in ("AutoConfig", auto.__name__))
+    model_class.register_for_auto_class(auto.__name__)  # so that it is saved with its code again
+    return config.model_config(family), model_class
 
 
 def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> type[PreTrainedModel]:

@@ -34,9 +34,9 @@ class PosencConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; what the caller overrides (`num_labels`, `use_cache` ...) is overridden in the model's configuration."""
-        if config_dict.get("base_config") and config_dict.get("base_model_type"):
-            from transformers import CONFIG_MAPPING
+        from transformers import CONFIG_MAPPING
 
+        if config_dict.get("base_config") and config_dict.get("base_model_type") in CONFIG_MAPPING:
             own = {k: kwargs.pop(k) for k in OF_ANY_MODEL if k in kwargs}
             base_class = CONFIG_MAPPING[config_dict["base_model_type"]]
             base, unused = base_class.from_dict(dict(config_dict["base_config"]), return_unused_kwargs=True, **kwargs)
@@ -44,13 +44,13 @@ class PosencConfig(PretrainedConfig):
             config_dict, kwargs = config_dict | {"base_config": entries}, own | unused
         return super().from_dict(config_dict, **kwargs)
 
-    def model_config(self) -> PretrainedConfig:
-        """The configuration of the model itself."""
-        from transformers import AutoConfig
+    def model_config(self, family: type[PretrainedConfig] | None = None) -> PretrainedConfig:
+        """The configuration of the model itself, of the class `family` where the model type is not one of transformers."""
+        from transformers import CONFIG_MAPPING
 
         if not self.base_config or not self.positional_encoding:
             raise ValueError("the checkpoint names no base_config or no positional_encoding; its config.json is damaged")
-        config = AutoConfig.for_model(self.base_model_type, **self.base_config)
+        config = (family or CONFIG_MAPPING[self.base_model_type])(**self.base_config)
         config._attn_implementation = self._attn_implementation
         config._experts_implementation = self._experts_implementation
         config.dtype = self.dtype

@@ -46,7 +46,7 @@ def prove(record: Patch, requests: Sequence[Request]) -> None:
     Raises:
         ValueError: it would not, or it cannot be tried. The model is as it was.
     """
-    family = (type(record.backbone), id(record.architecture), _written(record.native_config()))
+    family = (type(record.backbone), id(record.architecture), written(record.native_config()))
     wanted = (*family, *(_key(request) for request in requests))
     if wanted in _proven or _trying.get():
         return
@@ -66,6 +66,20 @@ def prove(record: Patch, requests: Sequence[Request]) -> None:
     _proven.update((family, wanted))
 
 
+def prove_structure(record: Patch) -> None:
+    """Show on a twin that a model of the class and configuration of `record` has the architecture of `record`.
+
+    Raises:
+        ValueError: it has not, or it cannot be tried.
+    """
+    token = _trying.set(True)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _prove_family(twin_of(record))
+    finally:
+        _trying.reset(token)
+
+
 def _try(record: Patch, requests: Sequence[Request], family: bool) -> None:
     """Show what `requests` ask for, on the model where it is handy; on its twin where it is not, or where the `family` is new."""
     handy = _is_handy(record)
@@ -80,7 +94,7 @@ def _try(record: Patch, requests: Sequence[Request], family: bool) -> None:
             _prove_requests(model, requests)
 
 
-def _written(config: PretrainedConfig) -> str:
+def written(config: PretrainedConfig) -> str:
     """What a configuration says of the model, without what it says of a checkpoint."""
     aside = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
     return repr(sorted((name, repr(value)) for name, value in config.to_dict().items() if name not in aside))

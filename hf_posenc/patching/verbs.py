@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architectures import ARCHITECTURES, Architecture
 from ..architectures.base import forward_is_foreign
 from ..encodings import ENCODINGS
 from ..encodings.base import STAGES
@@ -19,6 +18,7 @@ from ..verdict import warn
 from .installing import extend_to, replace, uninstall
 from .placing import planned
 from .proof import prove
+from .recognising import architecture_of
 from .record import RECORD, Patch, Request, requests_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -103,7 +103,7 @@ def patch_of(model: nn.Module) -> Patch:
         base = cast(Any, model).get_base_model()
     if not isinstance(base, PreTrainedModel):
         raise ValueError(f"expected a transformers model, got {type(model).__name__}; unwrap it first (for DDP: model.module)")
-    architecture = _architecture(base)
+    architecture = architecture_of(base)
     backbone = architecture.backbone(base)
     live = backbone.__dict__.get(RECORD)
     if live is not None:
@@ -111,13 +111,6 @@ def patch_of(model: nn.Module) -> Patch:
     record = Patch(base, architecture, backbone)
     _check_model(record)
     return record
-
-
-def _architecture(model: PreTrainedModel) -> Architecture:
-    model_type = model.config.model_type
-    if model_type not in ARCHITECTURES:
-        raise ValueError(f"model type {model_type!r} is not supported. Supported: {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[model_type]
 
 
 def _check_model(record: Patch) -> None:
