@@ -60,7 +60,7 @@ class Size:
         width = hidden // heads
         is_free = hidden != heads * (entries.get("head_dim") or width)  # the width of a head is an entry that stands for itself
         shares = (entries.get("num_key_value_heads") or heads) < heads
-        few = 2 if is_free or shares or 2 * width <= WIDEST else 1
+        few = min(heads, 2 if is_free or shares or 2 * width <= WIDEST else 1)
         narrow = min(hidden, HIDDEN) if is_free else few * width
         return cls(hidden, heads, narrow, few, narrow * (entries.get("mamba_expand") or entries.get("expand") or 2))
 
@@ -122,7 +122,7 @@ def _shrink_config(config: PretrainedConfig, outer: Size | None) -> None:
     by_layer = config.to_dict()["per_layer_config"] if getattr(config, "is_heterogeneous", False) else {}
     entries = vars(config)
     general = entries | {name: entries.get(alias) for name, alias in config.attribute_map.items()}
-    size = Size.of(general) if general.get("hidden_size") else outer
+    size = Size.of(general) if general.get("hidden_size") and (outer is None or general.get("num_attention_heads")) else outer
     _shrink(entries, size)
     for own in by_layer.values():
         _shrink(own, size)
