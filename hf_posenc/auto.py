@@ -5,11 +5,10 @@ The two functions run while transformers is half imported, so what they need of 
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, cast
 
 from .saved_config import PosencConfig
-
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
 
 
 class Loader:
@@ -38,6 +37,6 @@ def register_configuration(configuration_auto: Any) -> None:
 
 def register_loaders(modeling_auto: Any) -> None:
     """Register with the Auto classes of models; takes the module that defines them."""
-    for name in AUTO_CLASSES:
-        auto = getattr(modeling_auto, name)
-        auto.register(PosencConfig, type(f"{name}Loader", (Loader,), {"auto": auto}), exist_ok=True)
+    for name, auto in list(vars(modeling_auto).items()):
+        if inspect.isclass(auto) and getattr(auto, "_model_mapping", None) is not None:
+            cast(Any, auto).register(PosencConfig, type(f"{name}Loader", (Loader,), {"auto": auto}), exist_ok=True)

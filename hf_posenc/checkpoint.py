@@ -46,8 +46,7 @@ def _stock(auto: Any, config: PosencConfig, path: str | None, trust_remote_code:
         ValueError: custom code is not trusted, or is not there.
     """
     if config.base_model_type in CONFIG_MAPPING:
-        base = config.model_config()
-        return base, _get_model_class(base, auto._model_mapping)
+        return _model_class(auto, config.model_config())
     code = (config.base_config or {}).get("auto_map", {})
     if "AutoConfig" not in code or auto.__name__ not in code:
         raise ValueError(f"model type {config.base_model_type!r} is unknown to transformers, and the checkpoint names no code for it")
@@ -56,6 +55,15 @@ def _stock(auto: Any, config: PosencConfig, path: str | None, trust_remote_code:
     family, model_class = (cast(Any, get_class_from_dynamic_module(code[name], cast(str, path))) for name in ("AutoConfig", auto.__name__))
     model_class.register_for_auto_class(auto.__name__)  # so that it is saved with its code again
     return config.model_config(family), model_class
+
+
+def _model_class(auto: Any, base: PretrainedConfig) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    """The class that `auto` has for a model with this configuration, and the configuration or the part of it which that takes."""
+    if type(base) not in auto._model_mapping:
+        raise ValueError(f"this checkpoint of hf_posenc holds a {base.model_type} model, for which {auto.__name__} has no class")
+    model_class = _get_model_class(base, auto._model_mapping)
+    text = base.get_text_config()
+    return (text if isinstance(text, model_class.config_class) else base), model_class
 
 
 def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> type[PreTrainedModel]:

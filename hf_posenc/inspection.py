@@ -89,11 +89,11 @@ def inspect(model: nn.Module) -> Report:
     native = type(record.native).__name__
     parameters = getattr(record.native_config(), "rope_parameters", None)
     return Report(
-        model_type=config.model_type,
+        model_type=record.model.config.model_type,
         native=f"{native} {parameters}" if parameters else native,
         encodings=_live(record),
         without=_without(record),
-        num_layers=config.num_hidden_layers,
+        num_layers=len(record.attentions),
         attention=record.live_backend,
         context_length=config.max_position_embeddings,
         stock_checkpoint=record.stock or not record.placements,

@@ -44,7 +44,7 @@ class Architecture:
 
     def backbone(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module that holds the layers and the native encoding."""
-        return cast(PreTrainedModel, model.base_model)
+        return decoder_of(model)
 
     def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
         """The attention modules by layer, without the layers that have none."""
@@ -63,6 +63,7 @@ class Architecture:
 
     def layer_types(self, config: PretrainedConfig) -> tuple[str, ...]:
         """Per layer, "full_attention" or "sliding_attention"."""
+        config = config.get_text_config(decoder=True)
         types = getattr(config, "layer_types", None)
         if types is None:
             sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
@@ -109,6 +110,7 @@ class Architecture:
         )
 
     def _sizes(self, config: PretrainedConfig) -> dict[str, Any]:
+        config = config.get_text_config(decoder=True)  # of an encoder-decoder: the sizes of its decoder
         heads = config.num_attention_heads
         return {
             "hidden_size": config.hidden_size,
@@ -180,6 +182,12 @@ def _inside(module: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         module = getattr(module, name, None)  # type: ignore[assignment]
     return module
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The innermost decoder of text: that of a model around image or audio encoders, and that beside the encoder of text."""
+    inner = cast(Any, model.base_model).get_decoder()
+    return inner if inner is model or not isinstance(inner, PreTrainedModel) else decoder_of(inner)
 
 
 def _same_state(rotary: nn.Module, group: Group, encoding: PositionalEncoding | None) -> bool:

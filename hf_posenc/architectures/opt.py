@@ -9,10 +9,6 @@ class OPT(TableArchitecture):
     offset = 2
     packs = False
 
-    def backbone(self, model: PreTrainedModel) -> PreTrainedModel:
-        base = super().backbone(model)
-        return getattr(base, "decoder", base)
-
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
         config = backbone.config
         if encoding.has("embed") and config.word_embed_proj_dim != config.hidden_size:

@@ -14,14 +14,47 @@ from ..live_config import live
 from .record import Patch
 
 
-def own_config(model: PreTrainedModel, shared: PretrainedConfig) -> None:
-    """Give `model` a configuration of its own: models that were built from one configuration share it."""
-    own, family = copy.deepcopy(shared), cast(Any, type(shared))
-    own.__class__ = live(family)
-    module: Any
-    for module in model.modules():
-        if module.__dict__.get("config") is shared:
-            module.config = own
+def own_config(record: Patch) -> None:
+    """Give the backbone a configuration of its own: models that were built from one configuration share it."""
+    record.shared = record.backbone.config
+    share(record, record.model, alive(copy.deepcopy(record.shared)))
+
+
+def share(record: Patch, model: PreTrainedModel, own: PretrainedConfig) -> None:
+    """Let the modules of `model` say `own` where they said what the backbone shared with other models.
+
+    Configurations around it are copied as far as they lead there. What a decoder shares with the encoder beside it stays the encoder's.
+    """
+    known = {id(record.shared): own}
+    for module, config in configs_in(record.backbone if own.is_encoder_decoder else model).items():
+        module.config = _with(config, known)
+
+
+def configs_in(model: PreTrainedModel) -> dict[Any, PretrainedConfig]:
+    """The modules that have a configuration, each with its own."""
+    found = {module: module.__dict__.get("config") for module in model.modules()}
+    return {module: config for module, config in found.items() if isinstance(config, PretrainedConfig)}
+
+
+def with_part(config: PretrainedConfig, part: PretrainedConfig, new: PretrainedConfig) -> PretrainedConfig:
+    """`config` with `new` where it has `part`: another object if it has it anywhere."""
+    return _with(config, {id(part): new})
+
+
+def _with(config: PretrainedConfig, known: dict[int, PretrainedConfig]) -> PretrainedConfig:
+    if id(config) not in known:
+        parts = {name: part for name, part in vars(config).items() if isinstance(part, PretrainedConfig)}
+        changed = {name: new for name, part in parts.items() if (new := _with(part, known)) is not part}
+        known[id(config)] = alive(copy.copy(config)) if changed else config
+        vars(known[id(config)]).update(changed)
+    return known[id(config)]
+
+
+def alive(config: PretrainedConfig) -> PretrainedConfig:
+    """`config`, which is ours, as one that lives in a patched model."""
+    family = cast(Any, type(config))
+    config.__class__ = live(family)
+    return config
 
 
 def stock_config(record: Patch, contents: dict[Group, PositionalEncoding | None], alone: list[int]) -> PretrainedConfig | None:
@@ -30,8 +63,8 @@ def stock_config(record: Patch, contents: dict[Group, PositionalEncoding | None]
     Args:
         contents, alone: as `Architecture.slot_contents` sorts them.
     """
-    if alone or not contents or not all(p.native for p in record.placements):
-        return None
+    if alone or not contents or not all(p.native for p in record.placements) or record.backbone.config.is_encoder_decoder:
+        return None  # and where an encoder shares the configuration, it would be told too
     config = record.native_config()
     if record.context_length:
         config.max_position_embeddings = record.context_length
@@ -59,4 +92,6 @@ def restore(record: Patch) -> None:
     for name, value in record.config_before.items():
         setattr(record.backbone.config, name, value)
     record.config_before.clear()
-    record.backbone.config.__class__ = record.config_class
+    for config in configs_in(record.model).values():
+        stock: Any = getattr(config, "posenc_family", type(config))
+        config.__class__ = stock

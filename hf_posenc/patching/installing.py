@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation
 from ..attention.settled import Forget, Remember
 from ..encodings import PositionalEncoding
 from ..verdict import avoided
-from .configuration import configure, own_config, restore, stock_config
+from .configuration import configure, own_config, restore, share, stock_config
 from .placing import check_backend, planned
 from .record import RECORD, Patch, Placement, Request
 from .saving import save_as_patched
@@ -58,7 +58,7 @@ def install(record: Patch, placements: list[Placement]) -> None:
 def _install(record: Patch, placements: list[Placement]) -> None:
     backbone, architecture = record.backbone, record.architecture
     if RECORD not in backbone.__dict__:
-        own_config(record.model, backbone.config)
+        own_config(record)
     record.placements = placements
     wants = {i: p.encoding if p.native else None for p in placements for i in p.layers}
     contents, alone = architecture.slot_contents(backbone, wants)
@@ -71,10 +71,8 @@ def _install(record: Patch, placements: list[Placement]) -> None:
     for i in alone:
         _rotate_alone(record, i, wants[i])
     _hook_backbone(record)
-    if any(p.in_attention for p in placements) and hasattr(record.model, "init_continuous_batching"):
-        cast(Any, record.model).init_continuous_batching = no_continuous_batching
     configure(record, config)
-    save_as_patched(record)
+    _instruct(record)
 
 
 def _slot(record: Patch, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
@@ -114,6 +112,15 @@ def _hook_backbone(record: Patch) -> None:
     record.handles.append(hook_documents(record.backbone))
 
 
+def _instruct(record: Patch) -> None:
+    """Let the models around the backbone save it as it is, and refuse what would bypass the attention function."""
+    save_as_patched(record)
+    if any(p.in_attention for p in record.placements):
+        for model in record.holders:
+            if hasattr(model, "init_continuous_batching"):
+                model.init_continuous_batching = no_continuous_batching
+
+
 def change_backend(record: Patch, backend: str) -> None:
     """Follow a user who sets another attention implementation on a patched model.
 
@@ -126,10 +133,10 @@ def change_backend(record: Patch, backend: str) -> None:
 
 def extend_to(record: Patch, model: PreTrainedModel) -> Patch:
     """The same patch, seen from the model around a backbone that was patched on its own."""
-    if model is not record.model and model.base_model is record.model:
+    if model is not record.model and any(module is record.model for module in model.modules()):
         record.model = model
-        model.config = record.backbone.config
-        save_as_patched(record)
+        share(record, model, record.backbone.config)
+        _instruct(record)
     return record
 
 
@@ -147,7 +154,7 @@ def uninstall(record: Patch) -> None:
     record.placements = []
     _restore_native(record)
     restore(record)
-    for model in (record.model, record.model.base_model):
+    for model in record.holders:
         model.__dict__.pop("save_pretrained", None)
         model.__dict__.pop("init_continuous_batching", None)
     record.backbone.__dict__.pop(RECORD, None)

@@ -24,7 +24,7 @@ from ..attention import probe
 from ..attention.probe import Handed
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.rotary.rope import BY_LENGTH
-from .configuration import own_config
+from .configuration import configs_in, own_config
 from .installing import apply, install, uninstall
 from .record import Patch, Placement, Request, attribute_name
 from .twin import twin_of
@@ -110,23 +110,24 @@ def _key(request: Request) -> tuple:
 @contextmanager
 def _untouched(record: Patch) -> Iterator[Patch]:
     """The model as a subject; afterwards it is as it was."""
-    model, shared = record.model, record.backbone.config
-    owners: list[Any] = [m for m in model.modules() if m.__dict__.get("config") is shared]
-    training = [m for m in model.modules() if m.training]
-    own_config(model, shared)
-    model.eval()
+    backbone = record.backbone
+    configs = configs_in(backbone)
+    training = [m for m in backbone.modules() if m.training]
+    subject = Patch(backbone, record.architecture, backbone)
+    own_config(subject)
+    backbone.eval()
     try:
-        yield Patch(model, record.architecture, record.backbone)
+        yield subject
     finally:
         for module in training:
             module.training = True
-        for module in owners:
-            module.config = shared
+        for module, config in configs.items():
+            module.config = config
 
 
 def _is_handy(record: Patch) -> bool:
     """Whether the model is stock, small, in full precision, in one piece, and watched by nobody."""
-    parameters = list(record.model.parameters())
+    parameters = list(record.backbone.parameters())
     devices = {p.device for p in parameters}
     plain = all(type(p) is nn.Parameter and p.dtype in (torch.float32, torch.float64) for p in parameters)
     if record.placements or not plain or len(devices) != 1 or "meta" in {d.type for d in devices}:
@@ -134,7 +135,7 @@ def _is_handy(record: Patch) -> bool:
     if sum(p.numel() for p in parameters) > LARGE or not all(bool(p.isfinite().all()) for p in parameters):
         return False
     by_length = getattr(record.native, "rope_type", "default") in BY_LENGTH  # such a module remembers the texts it has seen
-    return not by_length and not any(_is_watched(module) for module in record.model.modules())
+    return not by_length and not any(_is_watched(module) for module in record.backbone.modules())
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from ..architectures import ARCHITECTURES, Architecture
+from ..architectures.base import decoder_of
 from ..architectures.structure import candidates
 from .proof import prove_structure, written
 from .record import RECORD, Patch
@@ -13,14 +14,14 @@ _recognised: dict[tuple, Architecture] = {}
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:
-    """The architecture of `model`.
+    """The architecture of `model`, or of the decoder of text in it.
 
     Raises:
         ValueError: its type is not registered, and its structure is not one that can be patched.
     """
-    model_type = model.config.model_type
-    if model_type in ARCHITECTURES:
-        return ARCHITECTURES[model_type]
+    for model_type in _types(model):
+        if model_type in ARCHITECTURES:
+            return ARCHITECTURES[model_type]
     if live := model.base_model.__dict__.get(RECORD):
         return live.architecture
     key = type(model.base_model), written(model.config)
@@ -39,4 +40,10 @@ def _shown(model: PreTrainedModel) -> Architecture:
         else:
             return guess
     why = f", and its structure is not that of a decoder which could be ({faults[0]})" if faults else ""
-    raise ValueError(f"model type {model.config.model_type!r} is not supported{why}. Supported: {', '.join(ARCHITECTURES)}")
+    named = " around ".join(repr(model_type) for model_type in dict.fromkeys(_types(model)))
+    raise ValueError(f"model type {named} is not supported{why}. Supported: {', '.join(ARCHITECTURES)}")
+
+
+def _types(model: PreTrainedModel) -> list[str]:
+    """The model type of `model`, and that of the decoder of text in it."""
+    return [part.config.model_type for part in (model, decoder_of(model)) if hasattr(part, "config")]

@@ -63,7 +63,8 @@ class Patch:
     Attributes:
         native: the module that the family put into its slot.
         placements: what is installed, in the order of installation; empty for a stock model.
-        config_class: class of the configuration before any patch. config_before: entries of it that a patch has changed, as they were.
+        shared: the configuration before any patch, which other models may have too. config_class: its class.
+        config_before: entries of it that a patch has changed, as they were.
         handles: the hooks that are in.
         settled: the positions of the forward pass that the backbone is in.
         stock: transformers alone would load the saved checkpoint.
@@ -73,6 +74,7 @@ class Patch:
         self.model, self.architecture, self.backbone = model, architecture, backbone
         self.native: nn.Module = architecture.native(backbone)
         self.config_class, self.config_before = type(backbone.config), cast(dict[str, Any], {})
+        self.shared = backbone.config
         self.placements: list[Placement] = []
         self.handles: list[Any] = []
         self.stock = False
@@ -89,18 +91,24 @@ class Patch:
         return len(attrgetter(self.architecture.layers)(self.backbone))
 
     @property
+    def holders(self) -> list[Any]:
+        """The models that the backbone is in, and itself: each can be saved."""
+        models = [module for module in self.model.modules() if isinstance(module, PreTrainedModel)]
+        return [model for model in models if any(module is self.backbone for module in model.modules())]
+
+    @property
     def slot(self) -> nn.Module:
         """What is in the slot of the family now."""
         return self.architecture.native(self.backbone)
 
     @property
     def embedding(self) -> torch.Tensor:
-        return cast(torch.Tensor, self.model.get_input_embeddings().weight)
+        return cast(torch.Tensor, self.backbone.get_input_embeddings().weight)
 
     @property
     def device(self) -> torch.device:
         """Where encodings live: with the embeddings, or where accelerate computes with them when it has offloaded them."""
-        return _place(self.model.get_input_embeddings())
+        return _place(self.backbone.get_input_embeddings())
 
     def home(self, placement: Placement) -> torch.device:
         """Where the encoding of `placement` lives: with its layers, if it acts in those alone and they are all in one place."""

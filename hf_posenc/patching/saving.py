@@ -6,12 +6,14 @@ model type of its own, which holds the configuration of the model and the encodi
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..saved_config import PosencConfig
+from .configuration import with_part
 from .record import Patch, requests_of
 
 
@@ -33,7 +35,7 @@ class SavePretrained:
 
 def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
     """The configuration that a patched model, or the backbone in it, is saved with."""
-    base = patch.native_config()
+    base = copy.copy(with_part(model.config, patch.backbone.config, patch.native_config()))
     base.architectures = [type(model).__name__]
     requests = [dataclasses.asdict(request) for request in requests_of(patch.placements)]
     entries = base.to_dict()
@@ -44,5 +46,5 @@ def save_as_patched(record: Patch) -> None:
     """Let `save_pretrained` say what the model is, unless transformers can be told."""
     if record.placements and not record.stock:
         model: Any
-        for model in (record.model, record.model.base_model):
+        for model in record.holders:
             model.save_pretrained = SavePretrained(record, model)

@@ -24,18 +24,17 @@ def twin_of(record: Patch) -> Patch:
         ValueError: the family cannot be built at this size.
     """
     config = small(record.native_config())
-    model_class = type(record.model.base_model)
+    model_class = type(record.backbone)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
-            model: Any = model_class(config)
-            backbone = record.architecture.backbone(model)
+            backbone: Any = model_class(config)
             if itself := backbone.__dict__.get(RECORD):  # a class that patches itself when it is built
                 uninstall(itself)
-            sharpen(model)
+            sharpen(backbone)
     except Exception as error:
         raise ValueError(f"a small {model_class.__name__} to try the patch on cannot be built: {error}") from error
-    return Patch(model.float().eval(), record.architecture, backbone)
+    return Patch(backbone.float().eval(), record.architecture, backbone)
 
 
 @dataclasses.dataclass(frozen=True)
