@@ -95,7 +95,7 @@ def inspect(model: nn.Module) -> Report:
         without=_without(record),
         num_layers=len(record.attentions),
         attention=record.live_backend,
-        context_length=config.max_position_embeddings,
+        context_length=record.architecture.max_positions(config),
         stock_checkpoint=record.stock or not record.placements,
         whole=all(slot.is_whole() for slot in _slots(record)),
         fingerprint=_fingerprint(record),
@@ -173,7 +173,7 @@ def _held(record: Patch, p: Placement) -> nn.Module:
 def _slots(record: Patch) -> list[RotarySlot]:
     """What the patch has put into the rotary slots: that of the backbone, and those of layers with one of their own."""
     own = (attention._modules.get("posenc_rotary") for attention in record.attentions.values())
-    return [slot for slot in (record.slot, *own) if isinstance(slot, RotarySlot)]
+    return [module for slot in (record.slot, *own) if slot is not None for module in slot.modules() if isinstance(module, RotarySlot)]
 
 
 def _fingerprint(record: Patch) -> str:

@@ -41,7 +41,7 @@ def family_kind(arch: str) -> Hashable:
         table,
         architecture.packs,
         architecture.interleaved,
-        not table and record.geometry(record.group(0)).rotary_dim < record.geometry(record.group(0)).head_dim,
+        not table and record.geometry(0).rotary_dim < record.geometry(0).head_dim,
         len({record.group(i) for i in layers}) > 1,
         len(set(architecture.layer_types(config))) > 1,
         any(not architecture.uses_slot(attention) for attention in record.attentions.values()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, ClassVar, cast
 
@@ -31,14 +32,16 @@ class Architecture:
     """Where the backbone keeps its layers; this and the next two may be paths with dots."""
     attention: ClassVar[str] = "self_attn"
     """Where a layer keeps its attention; a layer without one (state space, convolution) has no positions."""
-    slot: ClassVar[str] = "rotary_emb"
-    """Where the backbone keeps its native encoding."""
+    slot: ClassVar[str | None] = "rotary_emb"
+    """Where the backbone keeps its native encoding; None where its attention has no positions at all."""
     packs: ClassVar[bool] = True
     """transformers keeps documents apart that lie in one row, told by their position ids."""
     interleaved: ClassVar[bool] = False
     """Pairs of rotated dimensions are (0, 1), (2, 3) ... instead of (0, r/2), (1, r/2 + 1) ..."""
     rotates_last: ClassVar[bool] = False
     """The last dimensions of a head are rotated instead of the first."""
+    backwards: ClassVar[bool] = False
+    """Pairs are turned the other way round: by -t * theta^(-2k/r) at position t."""
 
     # -- finding things -----------------------------------------------------------------------------------------------
 
@@ -46,20 +49,28 @@ class Architecture:
         """The module that holds the layers and the native encoding."""
         return decoder_of(model)
 
+    def stack(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
+        """The layers, in the order of their indices."""
+        return attrgetter(self.layers)(backbone)
+
     def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
         """The attention modules by layer, without the layers that have none."""
-        find = attrgetter(self.layers)
-        found = {i: _inside(layer, self.attention) for i, layer in enumerate(find(backbone))}
+        found = {i: _inside(layer, self.attention) for i, layer in enumerate(self.stack(backbone))}
         return {i: attention for i, attention in found.items() if attention is not None}
+
+    def has_slot(self, config: PretrainedConfig) -> bool:
+        """Whether a model with this configuration has a native encoding."""
+        return self.slot is not None
 
     def native(self, backbone: PreTrainedModel) -> nn.Module:
         """What is in the native slot now."""
-        return backbone.get_submodule(self.slot)
+        return backbone.get_submodule(str(self.slot)) if self.has_slot(backbone.config) else NoEncoding()
 
     def put(self, backbone: PreTrainedModel, module: nn.Module) -> None:
         """Put `module` into the native slot."""
-        owner, _, name = self.slot.rpartition(".")
-        setattr(backbone.get_submodule(owner), name, module)
+        if not isinstance(module, NoEncoding):
+            owner, _, name = str(self.slot).rpartition(".")
+            setattr(backbone.get_submodule(owner), name, module)
 
     def layer_types(self, config: PretrainedConfig) -> tuple[str, ...]:
         """Per layer, "full_attention" or "sliding_attention"."""
@@ -70,14 +81,44 @@ class Architecture:
             types = ["sliding_attention" if sliding else "full_attention"] * config.num_hidden_layers
         return tuple(types)
 
+    def max_positions(self, config: PretrainedConfig) -> int:
+        """Context length in tokens that the model was trained for."""
+        return config.max_position_embeddings
+
     def uses_slot(self, attention: nn.Module) -> bool:
         """Whether this layer looks at the native encoding; some families have layers without by design."""
-        return bool(getattr(attention, "use_rope", True))
+        return self.slot is not None and bool(getattr(attention, "use_rope", True))
+
+    def query_scale(self, config: PretrainedConfig, layer: int, pos: Tensor) -> Tensor | None:
+        """What the family multiplies the queries of a layer at `pos` [1,Q] by, beside its encoding: [1,Q], or None for nothing.
+
+        This temperature belongs to the trained model rather than to its encoding: it stays, whatever the encoding.
+        """
+        return None
+
+    def elsewhere(self, config: PretrainedConfig, pos: Tensor) -> Tensor:
+        """Other positions for tokens at `pos` [1,Q], that differ for nothing but the attention."""
+        return pos + 5
+
+    def turned(
+        self, attention: nn.Module, encoding: PositionalEncoding, query: Tensor, key: Tensor, pos: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What reaches the attention function with the rotation `encoding` in the slot, from what reached it without."""
+        return encoding.rotate(query, key, pos, pos)
 
     def group(self, config: PretrainedConfig, layer: int) -> Group:
         """The native frequencies that `layer` uses."""
-        nested = config.nested_rope_parameter_keys(config.rope_parameters)
+        nested = self.has_slot(config) and config.nested_rope_parameter_keys(config.rope_parameters)
         return self.layer_types(config)[layer] if nested else None
+
+    def kind(self, config: PretrainedConfig, layer: int, rotary: bool) -> tuple:
+        """Layers of one kind can share an encoding; a `rotary` one does not ask for the number of heads."""
+        sizes = self._sizes(self.config_of(config, layer))
+        return (self.group(config, layer) if rotary else (sizes["num_heads"], sizes["num_kv_heads"])), sizes["head_dim"]
+
+    def config_of(self, config: PretrainedConfig, layer: int) -> PretrainedConfig:
+        """`config` as it would be if all layers had the sizes of `layer`."""
+        return config
 
     def check(self, backbone: PreTrainedModel) -> None:
         """Raise ValueError if this model of the family cannot be patched."""
@@ -92,10 +133,25 @@ class Architecture:
         with torch.device("cpu"):
             return type(native)(config)
 
+    def parameters(self, config: PretrainedConfig, group: Group) -> dict[str, Any]:
+        """The native rotary parameters of `group`; empty where it has no rotation."""
+        if not self.has_slot(config):
+            return {}
+        return (config.rope_parameters[group] if group else config.rope_parameters) or {}
+
+    def rotary(self, native: nn.Module, group: Group) -> tuple[nn.Module, Group]:
+        """The module within `native` that holds the frequencies of `group`, and what the group is called there."""
+        return native, group
+
     def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
-        """What an encoding may know about a model with this configuration and this module in the slot."""
-        parameters = config.rope_parameters[group] if group else config.rope_parameters
-        frequencies, factor = rotary_state(native, group)
+        """What an encoding may know about layers of `group`, in a model with this configuration and this module in the slot.
+
+        A layer without native rotation has the theta 10000, and what turns there turns the whole head.
+        """
+        parameters = self.parameters(config, group)
+        if not parameters:
+            return Geometry(**self._sizes(config))
+        frequencies, factor = rotary_state(*self.rotary(native, group))
         plain = power_frequencies(parameters["rope_theta"], 2 * len(frequencies))
         return Geometry(
             **self._sizes(config),
@@ -103,6 +159,7 @@ class Architecture:
             theta=float(parameters["rope_theta"]),
             interleaved=self.interleaved,
             rotates_last=self.rotates_last,
+            backwards=self.backwards,
             rope_type=parameters.get("rope_type", "default"),
             rope_parameters=tuple(parameters.items()),
             frequencies=None if torch.equal(frequencies, plain) else tuple(frequencies.tolist()),
@@ -117,7 +174,7 @@ class Architecture:
             "num_heads": heads,
             "num_kv_heads": getattr(config, "num_key_value_heads", None) or heads,
             "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-            "max_positions": config.max_position_embeddings,
+            "max_positions": self.max_positions(config),
             "num_layers": config.num_hidden_layers,
             "layer_types": self.layer_types(config),
         }
@@ -134,6 +191,11 @@ class Architecture:
     def holding(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
         """A module for the slot: for each group its encoding, or None for no rotation; other groups stay native."""
         return RotarySlot(native, contents)
+
+    def holding_alone(self, native: nn.Module, group: Group, encoding: PositionalEncoding) -> nn.Module:
+        """A module with `encoding`, for one layer whose neighbours keep others."""
+        rotary, name = self.rotary(native, group)
+        return RotarySlot(rotary, {name: encoding})
 
     def slot_contents(
         self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
@@ -164,17 +226,30 @@ class Architecture:
             entries = encoding.rope_parameters() if encoding is not None else None
             if entries is None:
                 return None
-            # Merge, never replace: what the family keeps beside the scheme (theta, a partial factor) survives.
-            if group:
-                config.rope_parameters = {**config.rope_parameters, group: config.rope_parameters[group] | entries}
-            else:
-                config.rope_parameters = config.rope_parameters | entries
+            self.merge(config, group, entries)
         try:  # as it will be read back: some families (Phi-3) refuse schemes that their modules could compute
             config = type(config).from_dict(config.to_dict())
             built = self.fresh(native, config)
         except Exception:  # whatever a family raises there, a checkpoint that it cannot read is none of its own
             return None
-        return config if all(_same_state(built, group, encoding) for group, encoding in contents.items()) else None
+        return config if all(self._says(built, group, encoding) for group, encoding in contents.items()) else None
+
+    def merge(self, config: PretrainedConfig, group: Group, entries: dict[str, Any]) -> None:
+        """Write the rotary parameters of `group` into `config`; what the family keeps beside the scheme (a partial factor) survives."""
+        if group:
+            config.rope_parameters = {**config.rope_parameters, group: config.rope_parameters[group] | entries}
+        else:
+            config.rope_parameters = config.rope_parameters | entries
+
+    def _says(self, built: nn.Module, group: Group, encoding: PositionalEncoding | None) -> bool:
+        """Whether the module that transformers has built holds the encoding."""
+        held = encoding.frequencies() if encoding is not None else None
+        frequencies, factor = rotary_state(*self.rotary(built, group))
+        return held is not None and torch.equal(frequencies, held[0].cpu()) and factor == held[1]
+
+
+class NoEncoding(nn.Module):
+    """What is in the slot of a family that has none."""
 
 
 def _inside(module: nn.Module, path: str) -> nn.Module | None:
@@ -188,12 +263,6 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The innermost decoder of text: that of a model around image or audio encoders, and that beside the encoder of text."""
     inner = cast(Any, model.base_model).get_decoder()
     return inner if inner is model or not isinstance(inner, PreTrainedModel) else decoder_of(inner)
-
-
-def _same_state(rotary: nn.Module, group: Group, encoding: PositionalEncoding | None) -> bool:
-    held = encoding.frequencies() if encoding is not None else None
-    frequencies, factor = rotary_state(rotary, group)
-    return held is not None and torch.equal(frequencies, held[0].cpu()) and factor == held[1]
 
 
 class RotarySlot(nn.Module):
@@ -239,6 +308,15 @@ class RotarySlot(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self.rotary(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What a family asks its rotary module for, beside calling it (a configuration, layer types)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "rotary":  # an instance that is still being made
+                raise
+            return getattr(self.rotary, name)
 
 
 def _prefix(group: Group) -> str:

@@ -68,7 +68,7 @@ class Subject:
         with torch.device("meta"):
             record = patch_of(AutoModelForCausalLM.from_config(config))
         backend = backend or record.live_backend
-        config, attention = record.backbone.config, next(iter(record.attentions.values()))
+        config, (first, attention) = record.backbone.config, next(iter(record.attentions.items()))
         slides = "sliding_attention" in record.architecture.layer_types(config)
         usual = torch.float32 if device.type == "cpu" else torch.bfloat16
         asked: Any = (config.dtype or usual) if dtype == "auto" else getattr(torch, dtype)
@@ -77,7 +77,7 @@ class Subject:
         return cls(
             config=masks,
             backend=backend,
-            geometry=record.geometry(record.group(0)),
+            geometry=record.geometry(first),
             window=config.sliding_window if slides else None,
             softcap=getattr(attention, "attn_logit_softcapping", None),
             sinks=hasattr(attention, "sinks"),

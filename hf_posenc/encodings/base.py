@@ -31,6 +31,7 @@ class Geometry:
         theta: native RoPE base.
         interleaved: RoPE pairs dimensions (0, 1), (2, 3) ... instead of (0, r/2), (1, r/2 + 1) ...
         rotates_last: RoPE turns the last dimensions of a head instead of the first.
+        backwards: RoPE turns pairs the other way round, by -t * theta^(-2k/r) at position t.
         max_positions: context length the model was trained for, in tokens.
         num_layers: layers in the model.
         layer_types: per layer, "full_attention" or "sliding_attention"; default all full.
@@ -48,6 +49,7 @@ class Geometry:
     theta: float = 10_000.0
     interleaved: bool = False
     rotates_last: bool = False
+    backwards: bool = False
     max_positions: int = 2048
     num_layers: int = 1
     layer_types: tuple[str, ...] = ()

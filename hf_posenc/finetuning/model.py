@@ -118,7 +118,7 @@ def context(model: Any) -> str:
     lengths = [e.context_length for e in encodings if e.context_length]
     if not lengths and covered and all(e.any_length and not e.rotary for e in encodings):
         return "any number of tokens"
-    return f"{max([cast(Any, record.backbone).config.max_position_embeddings, *lengths]):,} tokens"
+    return f"{max([record.architecture.max_positions(record.backbone.config), *lengths]):,} tokens"
 
 
 def trained(model: nn.Module) -> dict[str, int]:
@@ -135,7 +135,7 @@ def _kinds(model: Any) -> Iterator[tuple[int, str]]:
     """Which parameters, by id, belong to norms, embeddings and the encoding; a later entry holds."""
     record = patch_of(model)
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
-    tables = [model.get_input_embeddings(), model.get_output_embeddings(), getattr(record.backbone, record.architecture.slot)]
+    tables = [model.get_input_embeddings(), model.get_output_embeddings(), record.slot]
     learned = [getattr(record.backbone, name) for name in learned_modules(model)]
     for kind, modules in {"norms": norms, "embeddings": tables, "encoding": learned}.items():
         for module in modules:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architectures.base import Group, RotarySlot
+from ..architectures.base import Group
 from ..attention.cached import changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents
 from ..attention.entry import PREFIX, EncodingSite
@@ -96,10 +96,11 @@ def _put_in(record: Patch, placement: Placement) -> None:
 
 def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None) -> None:
     """Serve one layer where its neighbours keep other frequencies."""
-    attention, group = record.attentions[layer], record.group(layer)
+    attention, architecture, group = record.attentions[layer], record.architecture, record.group(layer)
     if encoding is not None:
-        attention.add_module("posenc_rotary", RotarySlot(record.native, {group: encoding}))
-    record.handles.append(attention.register_forward_pre_hook(LayerRotation(group, record.settled), with_kwargs=True))
+        attention.add_module("posenc_rotary", architecture.holding_alone(record.native, group, encoding))
+    name = architecture.rotary(record.native, group)[1]
+    record.handles.append(attention.register_forward_pre_hook(LayerRotation(name, record.settled), with_kwargs=True))
 
 
 def _hook_backbone(record: Patch) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ..architectures.base import Group
 from ..attention.choice import BIASABLE, FLASH
 from ..attention.columns import WIDEST
 from ..attention.columns import WIDTH as COLUMNS
@@ -35,13 +34,8 @@ def placed(record: Patch, request: Request, index: int, native_slot: bool = True
     Args:
         native_slot: use the native slot of the model where it can hold the encoding.
     """
-    rotary = ENCODINGS[request.name].rotary
-    parts: dict[Group, tuple[int, ...]] = {}
-    for layer in request.layers:
-        group = record.group(layer) if rotary else None
-        parts[group] = (*parts.get(group, ()), layer)
     placements: list[Placement] = []
-    for layers in parts.values():
+    for layers in record.alike(request.layers, ENCODINGS[request.name].rotary):
         while layers:
             placements.append(_place(record, request, layers, index + len(placements), native_slot))
             layers = layers[len(placements[-1].layers) :]
@@ -51,7 +45,7 @@ def placed(record: Patch, request: Request, index: int, native_slot: bool = True
 def _place(record: Patch, request: Request, layers: tuple[int, ...], index: int, native_slot: bool) -> Placement:
     """One encoding for all of `layers`, or for the first of them where each has its own."""
     architecture = record.architecture
-    encoding = create(request.name, record.geometry(record.group(layers[0])), **request.options)
+    encoding = create(request.name, record.geometry(layers[0]), **request.options)
     if encoding.per_layer:
         layers = layers[:1]
     table = _table(record)

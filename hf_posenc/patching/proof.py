@@ -134,7 +134,8 @@ def _is_handy(record: Patch) -> bool:
         return False
     if sum(p.numel() for p in parameters) > LARGE or not all(bool(p.isfinite().all()) for p in parameters):
         return False
-    by_length = getattr(record.native, "rope_type", "default") in BY_LENGTH  # such a module remembers the texts it has seen
+    types = [getattr(module, "rope_type", "default") for module in record.native.modules()]
+    by_length = any(each in BY_LENGTH for each in types if isinstance(each, str))  # such a module remembers the texts it has seen
     return not by_length and not any(_is_watched(module) for module in record.backbone.modules())
 
 
@@ -149,10 +150,13 @@ def _is_watched(module: nn.Module) -> bool:
 def _prove_family(subject: Patch) -> None:
     """What holds for every patch of this family and configuration."""
     seen, stock = _look(subject), _run(subject)
+    architecture, config, pos = subject.architecture, subject.backbone.config, _positions(subject)
+    elsewhere = architecture.elsewhere(config, pos)
     with _with(subject, [_nowhere(subject)]):
-        free, moved, without = _look(subject), _look(subject, offset=5), _run(subject)
+        free, moved, without = _look(subject), _look(subject, pos=elsewhere), _run(subject)
     for i in seen:
-        _check(subject, i, free[i], moved[i], "still depends on positions when the native encoding is switched off")
+        here, there = (_unscaled(subject, i, *at) for at in ((free[i], pos), (moved[i], elsewhere)))
+        _check(subject, i, here, there, "still depends on positions when the native encoding is switched off")
     prove = _prove_table if _has_table(subject) else _prove_rotation
     prove(subject, seen, free, stock, without)
 
@@ -163,8 +167,10 @@ def _prove_rotation(subject: Patch, seen: dict[int, Handed], free: dict[int, Han
         if rotation is None:
             _check(subject, i, free[i], seen[i], "is said to have no rotation, but turns its queries and keys")
         else:
-            _check(subject, i, _turned(rotation, free[i]), seen[i], "does not turn its queries and keys by what is in the native slot")
-    turned = {i: rotation for i, rotation in native.items() if rotation is not None}
+            _check(subject, i, _turned(subject, i, rotation, free[i]), seen[i], "does not turn its queries and keys by what is in the native slot")
+    turned = {i: rotation for i, rotation in native.items() if rotation is not None and _may_turn(subject, rotation)}
+    if len(turned) < len(seen):  # a bias can act in the other layers
+        _compare(subject, _still(subject), without, stock - without, "a bias of zero")
     _compare(subject, turned, stock, stock - without, "the native rotation")
     remapped = {i: create("rerope", rotation.geometry, window=2 * TOKENS) for i, rotation in turned.items()}
     _compare(subject, remapped, stock, stock - without, "ReRoPE with a window beyond the text")
@@ -174,8 +180,12 @@ def _prove_table(subject: Patch, seen: dict[int, Handed], free: dict[int, Handed
     for i, handed in seen.items():
         if torch.equal(handed.query, free[i].query):
             raise ValueError(f"{_name(subject)} cannot be patched: layer {i} does not react to the position table")
-    still = NoBias(subject.geometry(None))
-    _compare(subject, dict.fromkeys(seen, still), without, stock - without, "a bias of zero")
+    _compare(subject, _still(subject), without, stock - without, "a bias of zero")
+
+
+def _still(subject: Patch) -> dict[int, PositionalEncoding]:
+    """A bias of zero in every layer."""
+    return {i: NoBias(subject.geometry(i)) for i in subject.attentions}
 
 
 class NoBias(PositionalEncoding):
@@ -208,14 +218,14 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
     placed = {i: p for p in placements for i in p.layers}
     for i, handed in seen.items():
         rotation = native[i] if i not in placed else placed[i].encoding if placed[i].native else None
-        _check(subject, i, free[i] if rotation is None else _turned(rotation, free[i]), handed, f"does not get {names} as asked")
+        _check(subject, i, free[i] if rotation is None else _turned(subject, i, rotation, free[i]), handed, f"does not get {names} as asked")
 
 
 def _native(subject: Patch, layer: int) -> Any:
     """The native rotation of a layer, as an encoding; None where there is none."""
     if _has_table(subject) or not subject.architecture.uses_slot(subject.attentions[layer]):
         return None
-    geometry = subject.geometry(subject.group(layer))
+    geometry = subject.geometry(layer)
     return create("rope", dataclasses.replace(geometry, rope_type="default", rope_parameters=()))  # its frequencies as they are
 
 
@@ -226,7 +236,7 @@ def _has_table(subject: Patch) -> bool:
 def _nowhere(subject: Patch) -> Placement:
     """No encoding, in any layer."""
     layers = tuple(subject.attentions)
-    return Placement(Request("nope", {}, layers), layers, create("nope", subject.geometry(subject.group(0))), attribute_name(0), False)
+    return Placement(Request("nope", {}, layers), layers, create("nope", subject.geometry(layers[0])), attribute_name(0), False)
 
 
 def _compare(subject: Patch, encodings: dict[int, PositionalEncoding], wanted: Tensor, effect: Tensor, what: str) -> None:
@@ -250,9 +260,25 @@ def _check(subject: Patch, layer: int, wanted: Handed, handed: Handed, fault: st
             raise ValueError(f"{_name(subject)} cannot be patched: layer {layer} {fault}")
 
 
-def _turned(encoding: Any, handed: Handed) -> Handed:
-    pos = torch.arange(handed.query.shape[2], device=handed.query.device)[None]
-    return Handed(*encoding.to(handed.query.device).rotate(*handed, pos, pos))
+def _turned(subject: Patch, layer: int, encoding: Any, handed: Handed) -> Handed:
+    attention, pos = subject.attentions[layer], _positions(subject)
+    with torch.no_grad():
+        return Handed(*subject.architecture.turned(attention, encoding.to(pos.device), *handed, pos))
+
+
+def _may_turn(subject: Patch, rotation: PositionalEncoding) -> bool:
+    """Whether the family lets this rotation act in the attention function."""
+    try:
+        subject.architecture.check_encoding(subject.backbone, rotation)
+    except ValueError:
+        return False
+    return True
+
+
+def _unscaled(subject: Patch, layer: int, handed: Handed, pos: Tensor) -> Handed:
+    """What a layer hands over at `pos`, without the temperature of the family."""
+    scale = subject.architecture.query_scale(subject.backbone.config, layer, pos)
+    return handed if scale is None else Handed(handed.query / scale[:, None, :, None], handed.key)
 
 
 def _name(subject: Patch) -> str:
@@ -271,20 +297,19 @@ def _with(subject: Patch, placements: list[Placement]) -> Iterator[None]:
         uninstall(subject)
 
 
-def _look(subject: Patch, offset: int = 0, embedded: Sequence[PositionalEncoding] = ()) -> dict[int, Handed]:
+def _look(subject: Patch, pos: Tensor | None = None, embedded: Sequence[PositionalEncoding] = ()) -> dict[int, Handed]:
     """What each layer hands to its attention, where no layer attends to anything.
 
     Args:
-        offset: of the positions, in tokens.
+        pos: positions [1,Q]; by default from 0.
         embedded: encodings that act on the embeddings beforehand.
     """
     ids = _tokens(subject)
-    pos = torch.arange(ids.shape[1], device=ids.device)[None]
-    inputs: dict[str, Any] = {"input_ids": ids} | ({"position_ids": pos + offset} if offset else {})
+    inputs: dict[str, Any] = {"input_ids": ids} | ({} if pos is None else {"position_ids": pos})
     if embedded:
         x = subject.backbone.get_input_embeddings()(ids)
         for encoding in embedded:
-            x = encoding.embed(x, pos)
+            x = encoding.embed(x, _positions(subject))
         inputs = {"inputs_embeds": x}
     with probe.looking() as seen, _implementation(subject, probe.NAME):
         _forward(subject, inputs)
@@ -310,8 +335,14 @@ def _forward(subject: Patch, inputs: dict[str, Any]) -> Any:
 def _tokens(subject: Patch) -> Tensor:
     """Token ids [1,Q], none twice."""
     config, embedding = subject.backbone.config, subject.embedding
-    count = min(TOKENS, config.max_position_embeddings, len(embedding))
+    count = min(TOKENS, subject.architecture.max_positions(config), len(embedding))
     return torch.arange(1, 1 + count, device=embedding.device)[None] * (len(embedding) // (count + 1) or 1) % len(embedding)
+
+
+def _positions(subject: Patch) -> Tensor:
+    """Where the tokens stand, [1,Q]."""
+    ids = _tokens(subject)
+    return torch.arange(ids.shape[1], device=ids.device)[None]
 
 
 @contextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -88,7 +87,7 @@ class Patch:
     @property
     def num_layers(self) -> int:
         """Layers of the model, those without attention among them."""
-        return len(attrgetter(self.architecture.layers)(self.backbone))
+        return len(self.architecture.stack(self.backbone))
 
     @property
     def holders(self) -> list[Any]:
@@ -136,12 +135,20 @@ class Patch:
         """The native frequencies that `layer` uses."""
         return self.architecture.group(self.backbone.config, layer)
 
-    def geometry(self, group: Group) -> Geometry:
-        """What encodings may know about this model, from its state before any patch."""
+    def geometry(self, layer: int) -> Geometry:
+        """What encodings may know about the model around `layer`, from its state before any patch."""
         config, native = self.native_config(), self.native
         if any(buffer.is_meta for buffer in native.buffers()):
             native = self.architecture.fresh(native, config)
-        return self.architecture.geometry(config, native, group)
+        return self.architecture.geometry(self.architecture.config_of(config, layer), native, self.group(layer))
+
+    def alike(self, layers: Iterable[int], rotary: bool) -> list[tuple[int, ...]]:
+        """`layers`, apart where one encoding cannot serve them all; a `rotary` one stands on the native frequencies."""
+        config, parts = self.native_config(), cast(dict[tuple, tuple[int, ...]], {})
+        for layer in layers:
+            kind = self.architecture.kind(config, layer, rotary)
+            parts[kind] = (*parts.get(kind, ()), layer)
+        return list(parts.values())
 
     def native_config(self) -> PretrainedConfig:
         """The configuration as it was before any patch."""

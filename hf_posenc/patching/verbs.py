@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..architectures.base import forward_is_foreign
 from ..encodings import ENCODINGS
 from ..encodings.base import STAGES
+from ..encodings.rotary.scaling import ScaledRoPE
 from ..verdict import warn
 from .installing import extend_to, replace, uninstall
 from .placing import planned
@@ -22,6 +23,8 @@ from .recognising import architecture_of
 from .record import RECORD, Patch, Request, requests_of
 
 Model = TypeVar("Model", bound=nn.Module)
+LOCAL = ("sliding_attention", "chunked_attention")
+"""Layer types that see a stretch of the text alone."""
 Layers = None | str | int | slice | Sequence[int]
 
 
@@ -153,9 +156,9 @@ def _layer_index(i: Any, num_layers: int) -> int:
 
 
 def _default_layers(record: Patch) -> tuple[int, ...]:
-    positional = [i for i, attention in record.attentions.items() if record.architecture.uses_slot(attention)]
+    positional = [i for i, attention in record.attentions.items() if record.architecture.uses_slot(attention)] or list(record.attentions)
     types = record.architecture.layer_types(record.backbone.config)
-    full = [i for i in positional if types[i] != "sliding_attention"]
+    full = [i for i in positional if types[i] not in LOCAL]
     return tuple(full or positional)
 
 
@@ -168,6 +171,8 @@ def _check_reach(request: Request, layers: Layers, record: Patch) -> None:
     complete = len(request.layers) == len(record.attentions)
     if not complete and record.architecture.native_table(record.native) is not None and does_nothing:
         raise ValueError(f"the position table of this model feeds every layer, so {request.name!r} cannot be limited to some of them")
-    if does_nothing and not any(record.architecture.uses_slot(record.attentions[i]) for i in request.layers):
+    changes_rotation = does_nothing or (issubclass(cls, ScaledRoPE) and record.architecture.native_table(record.native) is None)
+    if changes_rotation and not any(record.architecture.uses_slot(record.attentions[i]) for i in request.layers):
         where = ", ".join(map(str, request.layers))
-        raise ValueError(f"layers {where} have no positions by design: the patch would have no effect")
+        effect = "the patch would have no effect" if does_nothing else f"there is no rotation that {request.name!r} could stretch"
+        raise ValueError(f"layers {where} have no positions by design: {effect}")

@@ -26,7 +26,7 @@ def test_each_layer_type_keeps_its_theta(batch):
     model = model_with_both()
     stock = model(**batch).logits
     record = patch_of(model)
-    assert [record.geometry(record.group(i)).theta for i in range(4)] == [1e4, 1e4, 1e6, 1e4]
+    assert [record.geometry(i).theta for i in range(4)] == [1e4, 1e4, 1e6, 1e4]
     hf_posenc.patch(model, "rope", layers="all")
     assert torch.equal(model(**batch).logits, stock)
     assert [e.layers for e in hf_posenc.inspect(model).encodings] == [(0, 1, 3), (2,)]

@@ -27,7 +27,7 @@ def test_yarn_is_not_scaled_again(name):
 def test_native_yarn_is_what_rope_and_rerope_stand_on(batch):
     model = yarn_model()
     stock = model(**batch).logits
-    geometry = patch_of(model).geometry(None)
+    geometry = patch_of(model).geometry(0)
     assert geometry.rope_type == "yarn" and geometry.attention_factor > 1
     assert torch.equal(hf_posenc.patch(model, "rope", layers="all")(**batch).logits, stock)
     keep = batch["attention_mask"].bool()

@@ -50,6 +50,7 @@ def cos_sin(pos: Tensor, inv_freq: Tensor, factor: float, like: Tensor) -> tuple
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, geometry: Geometry) -> Tensor:
     """Turn 2n dimensions of x [B,H,T,D], those that the model rotates itself, by the angles of `cos_sin`."""
     n = 2 * cos.shape[-1]
+    sin = -sin if geometry.backwards else sin
     if geometry.rotates_last and n < x.shape[-1]:
         return torch.cat((x[..., :-n], _turned(x[..., -n:], cos, sin, geometry.interleaved)), -1)
     turned = _turned(x[..., :n], cos, sin, geometry.interleaved)
