@@ -7,6 +7,7 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 from waiting import LOOKS, Calls
 
+from hf_posenc.architectures import Architecture
 from hf_posenc.attention.documents import DocumentMasks
 from hf_posenc.attention.hooks import BackbonePositions
 from hf_posenc.attention.positions import COUNTED, bound, resolve
@@ -48,7 +49,7 @@ class Native:
 def settle(arguments):
     encoding = create("learned", Geometry(32, 4, max_positions=TABLE))
     settled = Settled()
-    hook = BackbonePositions(["input_ids", "position_ids"], [Native(encoding)], settled, None)
+    hook = BackbonePositions(["input_ids", "position_ids"], [Native(encoding)], settled, Architecture().hand_down, None)
     with torch.no_grad():
         given = hook(nn.Module().eval(), (), dict(arguments))[1]["position_ids"]
     assert settled.pos is given

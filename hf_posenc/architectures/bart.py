@@ -1,25 +1,19 @@
-from transformers import PreTrainedModel
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..encodings import PositionalEncoding
-from .base import TableArchitecture, register
+from .base import AddedArchitecture, TableArchitecture, register
 
 
-class Bart(TableArchitecture):
-    """The decoder of an encoder-decoder, whose table is looked up by a count of its own, whatever the position ids say."""
+class Decoder(AddedArchitecture):
+    """A decoder like Bart's, on its own or beside its encoder: it counts the positions for its table itself, padding too."""
 
     slot = "embed_positions"
-    offset = 2
     packs = False
     counts_padding = True
-
-    def can_hold(self, encoding: PositionalEncoding) -> bool:
-        return False
-
-
-class Marian(Bart):
-    """Scales the embeddings where it adds the table, and has computed the table."""
-
-    offset = 0
 
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
         scale = getattr(backbone, "embed_scale", 1.0)
@@ -30,13 +24,25 @@ class Marian(Bart):
             )
 
 
-class Blenderbot(Bart):
-    offset = 0
+class Marian(Decoder):
+    """Its sinusoids are the weight of an embedding, and stay out of checkpoints."""
+
+    def fresh(self, native: Any, config: PretrainedConfig) -> nn.Module:
+        with torch.device("cpu"), torch.no_grad():
+            table = type(native)(native.num_embeddings, native.embedding_dim)
+            table.weight.copy_(table.create_weight())
+        return table
 
 
-class BlenderbotSmall(Bart):
-    offset = 0
+class Blenderbot(Decoder, TableArchitecture):
+    pass
 
+
+class Bart(Blenderbot):
+    offset = 2
+
+
+class BlenderbotSmall(Blenderbot):
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
         if encoding.has("embed"):
             raise ValueError(
@@ -45,7 +51,15 @@ class BlenderbotSmall(Bart):
             )
 
 
+class BioGPT(TableArchitecture):
+    slot = "embed_positions"
+    offset = 2
+    packs = False
+    counts_padding = True
+
+
 register("bart", "mbart", "plbart")(Bart())
-register("pegasus", "marian")(Marian())
-register("blenderbot")(Blenderbot())
+register("bigbird_pegasus", "blenderbot")(Blenderbot())
 register("blenderbot-small")(BlenderbotSmall())
+register("marian", "pegasus")(Marian())
+register("biogpt")(BioGPT())

@@ -34,6 +34,14 @@ class Architecture:
     """Where a layer keeps its attention; a layer without one (state space, convolution) has no positions."""
     slot: ClassVar[str | None] = "rotary_emb"
     """Where the backbone keeps its native encoding; None where its attention has no positions at all."""
+    length: ClassVar[str] = "max_position_embeddings"
+    """What the configuration calls the number of positions."""
+    hands_positions: ClassVar[bool] = True
+    """What the backbone hands down to its layers as position ids, if it does, are positions, and no rows of a table."""
+    rotates: ClassVar[bool] = True
+    """The native encoding is a rotation; otherwise it is added."""
+    is_learned: ClassVar[bool] = False
+    """The native encoding has weights, which only a checkpoint holds; otherwise transformers computes it from the configuration."""
     packs: ClassVar[bool] = True
     """transformers keeps documents apart that lie in one row, told by their position ids."""
     interleaved: ClassVar[bool] = False
@@ -81,10 +89,6 @@ class Architecture:
             types = ["sliding_attention" if sliding else "full_attention"] * config.num_hidden_layers
         return tuple(types)
 
-    def max_positions(self, config: PretrainedConfig) -> int:
-        """Context length in tokens that the model was trained for."""
-        return config.max_position_embeddings
-
     def uses_slot(self, attention: nn.Module) -> bool:
         """Whether this layer looks at the native encoding; some families have layers without by design."""
         return self.slot is not None and bool(getattr(attention, "use_rope", True))
@@ -119,6 +123,14 @@ class Architecture:
     def config_of(self, config: PretrainedConfig, layer: int) -> PretrainedConfig:
         """`config` as it would be if all layers had the sizes of `layer`."""
         return config
+
+    def hand_down(self, backbone: Any, arguments: dict[str, Any], pos: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        """What the backbone is called with, once the positions `pos` [1 or B,Q] of its tokens are settled.
+
+        Args:
+            arguments: what the caller gave. names: of the arguments of the backbone's `forward`.
+        """
+        return arguments | {"position_ids": pos} if "position_ids" in names else arguments
 
     def check(self, backbone: PreTrainedModel) -> None:
         """Raise ValueError if this model of the family cannot be patched."""
@@ -178,6 +190,14 @@ class Architecture:
             "num_layers": config.num_hidden_layers,
             "layer_types": self.layer_types(config),
         }
+
+    def max_positions(self, config: PretrainedConfig) -> int:
+        """Context length in tokens."""
+        return getattr(config, self.length)
+
+    def said_length(self, config: PretrainedConfig, tokens: int) -> dict[str, int]:
+        """What a configuration says of a context of so many `tokens`, if it says anything."""
+        return {self.length: tokens} if hasattr(config, self.length) else {}
 
     def native_table(self, native: nn.Module) -> Tensor | None:
         """The learned position table [L,M] of the family, where it has one."""
@@ -331,16 +351,58 @@ def rotary_state(rotary: nn.Module, group: Group) -> tuple[Tensor, float]:
     return frequencies, float(getattr(rotary, f"{prefix}attention_scaling"))
 
 
-class TableArchitecture(Architecture):
-    """A family that adds a learned position table to its embeddings."""
+class AddedArchitecture(Architecture):
+    """A family that adds its native encoding to the embeddings: a table that transformers computes."""
 
-    offset: ClassVar[int] = 0
-    """Rows of the table before position 0."""
+    rotates = False
     counts_padding: ClassVar[bool] = False
     """Without position ids, the stock model gives rows of the table to padding on the left too; a patched one never does."""
 
     def group(self, config: PretrainedConfig, layer: int) -> Group:
         return None
+
+    def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
+        return Geometry(**self._sizes(config))
+
+    def fresh(self, native: nn.Module, config: PretrainedConfig) -> nn.Module:
+        names = list(inspect.signature(type(native)).parameters)
+        with torch.device("cpu"):
+            return type(native)(**{name: getattr(native, name) for name in names})
+
+    def can_hold(self, encoding: PositionalEncoding) -> bool:
+        return False
+
+    def holding(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
+        tensors = (*native.parameters(), *native.buffers())
+        return ZeroTable(self.width(native), next((x.dtype for x in tensors), torch.get_default_dtype()))
+
+    def width(self, native: Any) -> int:
+        """Numbers that the native encoding adds for a position."""
+        return native.embedding_dim
+
+    def slot_contents(
+        self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
+    ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
+        # The table feeds the residual stream of all layers, so it goes as soon as one layer has another encoding.
+        encodings = set(wants.values())
+        return {None: encodings.pop() if len(encodings) == 1 else None}, []
+
+    def stock_config(
+        self, native: nn.Module, config: PretrainedConfig, contents: dict[Group, PositionalEncoding | None]
+    ) -> PretrainedConfig | None:
+        return None
+
+
+class TableArchitecture(AddedArchitecture):
+    """A family that adds a learned position table to its embeddings."""
+
+    is_learned = True
+    offset: ClassVar[int] = 0
+    """Rows of the table before position 0."""
+
+    def before(self, native: Any) -> int:
+        """`offset` of this table."""
+        return self.offset
 
     def fresh(self, native: nn.Module, config: PretrainedConfig) -> nn.Module:
         raise ValueError(
@@ -348,12 +410,9 @@ class TableArchitecture(Architecture):
             "load the original checkpoint instead"
         )
 
-    def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
-        return Geometry(**self._sizes(config))
-
     def native_table(self, native: nn.Module) -> Tensor | None:
         weight = _loaded(native)
-        return None if weight.is_meta else weight[self.offset :]
+        return None if weight.is_meta else weight[self.before(native) :]
 
     def can_hold(self, encoding: PositionalEncoding) -> bool:
         return encoding.table_rows() is not None and encoding.only("embed")
@@ -362,20 +421,13 @@ class TableArchitecture(Architecture):
         encoding = contents[None]
         table = encoding.table_rows() if encoding is not None else None
         if table is None:
-            return ZeroTable()
+            return super().holding(native, contents)
         module = remove_hook_from_module(copy.deepcopy(native))
-        weight = _loaded(native)[: self.offset]
+        weight = _loaded(native)[: self.before(native)]
         before = torch.zeros_like(weight, device=table.device) if weight.is_meta else weight.to(table)
         module.weight = nn.Parameter(torch.cat((before, table.detach())))
         module.num_embeddings = len(module.weight)
         return module
-
-    def slot_contents(
-        self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
-    ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
-        # The table feeds the residual stream of all layers, so it goes as soon as one layer has another encoding.
-        encodings = set(wants.values())
-        return {None: encodings.pop() if len(encodings) == 1 else None}, []
 
     def stock_config(
         self, native: nn.Module, config: PretrainedConfig, contents: dict[Group, PositionalEncoding | None]
@@ -392,11 +444,20 @@ def _loaded(native: Any) -> Tensor:
 
 
 class ZeroTable(nn.Module):
-    """Stands where a learned position table stood, and adds nothing."""
+    """Stands where a table of `width` columns stood, and adds nothing, in the dtype of its model."""
 
-    def forward(self, *args, **kwargs) -> Tensor:
-        tensor = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        return torch.zeros((), device=tensor.device)
+    def __init__(self, width: int, dtype: torch.dtype):
+        super().__init__()
+        self.width, self.zero = width, torch.zeros((), dtype=dtype, device="cpu")
+
+    def _apply(self, fn, recurse: bool = True):
+        self.zero = torch.zeros((), dtype=fn(self.zero).dtype, device="cpu")
+        return super()._apply(fn, recurse)
+
+    def forward(self, *args, position_ids: Tensor | None = None, **kwargs) -> Tensor:
+        """Zeros [...,width], for the indices [...] that rows are looked up by, or embeddings of that shape; they take no memory."""
+        by = next(x for x in (position_ids, *args, *kwargs.values()) if isinstance(x, Tensor))
+        return self.zero.to(by.device).expand(*(by.shape[:-1] if by.is_floating_point() else by.shape), self.width)
 
 
 def forward_is_foreign(attention: nn.Module) -> bool:

@@ -14,4 +14,14 @@ class GPT2(TableArchitecture):
             raise ValueError("GPT-2 with cross-attention is not supported")
 
 
+class GPTBigCode(TableArchitecture):
+    layers, attention, slot = "h", "attn", "wpe"
+    counts_padding = True
+
+    def check(self, backbone: PreTrainedModel) -> None:
+        if backbone.config.add_cross_attention:
+            raise ValueError("GPT-BigCode with cross-attention is not supported")
+
+
 register("gpt2")(GPT2())
+register("gpt_bigcode")(GPTBigCode())

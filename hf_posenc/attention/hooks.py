@@ -33,11 +33,20 @@ class BackbonePositions:
         names: of the arguments of the backbone's `forward`.
         placements: the encodings in it.
         settled: where the positions are left for its layers.
+        hand_down: gives the backbone the positions, as its family takes them.
         change_backend: called when the user has set another attention implementation; None where no encoding acts in the attention.
     """
 
-    def __init__(self, names: list[str], placements: Sequence[Placed], settled: Settled, change_backend: Callable[[str], None] | None):
-        self.names, self.placements, self.settled, self.change_backend = names, placements, settled, change_backend
+    def __init__(
+        self,
+        names: list[str],
+        placements: Sequence[Placed],
+        settled: Settled,
+        hand_down: Callable[[Any, dict[str, Any], torch.Tensor, list[str]], dict[str, Any]],
+        change_backend: Callable[[str], None] | None,
+    ):
+        self.names, self.placements, self.settled = names, placements, settled
+        self.hand_down, self.change_backend = hand_down, change_backend
 
     def __call__(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs
@@ -46,8 +55,7 @@ class BackbonePositions:
             if not isinstance(kwargs.get("cache"), Cache | None):  # a paged one, from a manager older than the patch
                 no_continuous_batching()
         self.settled.pos = pos = resolve(kwargs)
-        if "position_ids" in self.names:
-            kwargs["position_ids"] = pos
+        kwargs = self.hand_down(backbone, kwargs, pos, self.names)
         if backbone.training and not torch.compiler.is_compiling():
             Remember.put_in(backbone, self.settled)
         for placement in self.placements:
@@ -81,6 +89,19 @@ def _check(encoding: PositionalEncoding, pos: torch.Tensor, arguments: dict[str,
         with suppress(ValueError):
             return encoding.check_positions(last)
     encoding.check_positions(int(pos.max()))
+
+
+class TablePositions:
+    """Around a table in the native slot: look up the positions [1 or B,Q], where the family counts its own [Q]."""
+
+    def __init__(self, settled: Settled):
+        self.settled = settled
+
+    def before(self, table: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, kwargs | {"position_ids": self.settled.of({}).flatten()}
+
+    def after(self, table: Any, args: tuple, rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(*self.settled.of({}).shape, -1)
 
 
 class LayerRotation:

@@ -23,10 +23,17 @@ _now = _Now()
 
 
 class Settled:
-    """One for each patched backbone, shared by what the patch has put into it. Each thread sees the forward pass that it runs."""
+    """One for each patched backbone, shared by what the patch has put into it. Each thread sees the forward pass that it runs.
+
+    Args:
+        handed: what layers are handed as position ids are positions.
+    """
 
     traced: Tensor | None = None
     """In place of what a thread sees, while a forward pass is traced."""
+
+    def __init__(self, handed: bool = True):
+        self.handed = handed
 
     @property
     def pos(self) -> Tensor | None:
@@ -44,7 +51,7 @@ class Settled:
 
     def of(self, arguments: Mapping[str, Any]) -> Tensor:
         """The positions among the arguments of an attention module, or those of the backbone."""
-        given = arguments.get("position_ids")
+        given = arguments.get("position_ids") if self.handed else None
         pos = given if isinstance(given, Tensor) and given.ndim < 3 else self.pos
         if pos is None:
             raise RuntimeError(

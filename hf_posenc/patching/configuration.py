@@ -66,8 +66,8 @@ def stock_config(record: Patch, contents: dict[Group, PositionalEncoding | None]
     if alone or not contents or not all(p.native for p in record.placements) or record.backbone.config.is_encoder_decoder:
         return None  # and where an encoder shares the configuration, it would be told too
     config = record.native_config()
-    if record.context_length and hasattr(config, "max_position_embeddings"):
-        config.max_position_embeddings = record.context_length
+    for name, value in record.said_length.items():
+        setattr(config, name, value)
     return record.architecture.stock_config(record.native, config, contents)
 
 
@@ -76,8 +76,7 @@ def configure(record: Patch, stock: PretrainedConfig | None) -> None:
     changes: dict[str, Any] = {}
     if stock is not None and hasattr(stock, "rope_parameters"):
         changes["rope_parameters"] = stock.rope_parameters
-    if record.context_length and hasattr(record.backbone.config, "max_position_embeddings"):
-        changes["max_position_embeddings"] = record.context_length
+    changes |= record.said_length
     if any(p.in_attention for p in record.placements):
         changes["_attn_implementation"] = PREFIX + record.live_backend
     for name, value in changes.items():

@@ -13,7 +13,7 @@ from ..architectures.base import Group
 from ..attention.cached import changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents
 from ..attention.entry import PREFIX, EncodingSite
-from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation
+from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation, TablePositions
 from ..attention.settled import Forget, Remember
 from ..encodings import PositionalEncoding
 from ..verdict import avoided
@@ -107,9 +107,14 @@ def _hook_backbone(record: Patch) -> None:
     if any(not p.native or p.in_table for p in record.placements):
         names = list(inspect.signature(type(record.backbone).forward).parameters)[1:]
         in_attention = any(p.in_attention for p in record.placements)
-        hook = BackbonePositions(names, record.placements, record.settled, partial(change_backend, record) if in_attention else None)
+        change = partial(change_backend, record) if in_attention else None
+        hook = BackbonePositions(names, record.placements, record.settled, record.architecture.hand_down, change)
         record.handles.append(record.backbone.register_forward_pre_hook(hook, with_kwargs=True))
         record.handles.append(record.backbone.register_forward_hook(Forget(record.settled)))
+        if "position_ids" not in names and any(p.in_table for p in record.placements):
+            looked_up = TablePositions(record.settled)
+            record.handles.append(record.slot.register_forward_pre_hook(looked_up.before, with_kwargs=True))
+            record.handles.append(record.slot.register_forward_hook(looked_up.after))
     record.handles.append(hook_documents(record.backbone))
 
 
@@ -170,9 +175,9 @@ def _take_out(record: Patch, placement: Placement) -> None:
 
 
 def _restore_native(record: Patch) -> None:
-    has_table = bool(list(record.native.parameters()))
-    if record.native_is_gone and not has_table:
-        record.native = record.architecture.fresh(record.native, record.native_config())
+    architecture = record.architecture
+    if record.native_is_gone and not architecture.is_learned:
+        record.native = architecture.fresh(record.native, record.native_config())
     if not any(p.is_meta for p in record.native.parameters()):
-        record.native.to(record.device, record.embedding.dtype if has_table else None)
+        record.native.to(record.device, None if architecture.rotates else record.embedding.dtype)
     record.architecture.put(record.backbone, record.native)

@@ -157,7 +157,7 @@ def _prove_family(subject: Patch) -> None:
     for i in seen:
         here, there = (_unscaled(subject, i, *at) for at in ((free[i], pos), (moved[i], elsewhere)))
         _check(subject, i, here, there, "still depends on positions when the native encoding is switched off")
-    prove = _prove_table if _has_table(subject) else _prove_rotation
+    prove = _prove_rotation if subject.architecture.rotates else _prove_table
     prove(subject, seen, free, stock, without)
 
 
@@ -223,14 +223,10 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
 
 def _native(subject: Patch, layer: int) -> Any:
     """The native rotation of a layer, as an encoding; None where there is none."""
-    if _has_table(subject) or not subject.architecture.uses_slot(subject.attentions[layer]):
+    if not subject.architecture.rotates or not subject.architecture.uses_slot(subject.attentions[layer]):
         return None
     geometry = subject.geometry(layer)
     return create("rope", dataclasses.replace(geometry, rope_type="default", rope_parameters=()))  # its frequencies as they are
-
-
-def _has_table(subject: Patch) -> bool:
-    return subject.architecture.native_table(subject.native) is not None
 
 
 def _nowhere(subject: Patch) -> Placement:

@@ -77,7 +77,7 @@ class Patch:
         self.placements: list[Placement] = []
         self.handles: list[Any] = []
         self.stock = False
-        self.settled = Settled()
+        self.settled = Settled(architecture.hands_positions)
 
     @property
     def attentions(self) -> dict[int, Any]:
@@ -124,6 +124,12 @@ class Patch:
     def context_length(self) -> int | None:
         """The length in tokens that the placements promise; None where they leave the model's own."""
         return max((p.encoding.context_length or 0 for p in self.placements), default=0) or None
+
+    @property
+    def said_length(self) -> dict[str, int]:
+        """What the configuration says of the length that the placements promise."""
+        length = self.context_length
+        return self.architecture.said_length(self.backbone.config, length) if length else {}
 
     @property
     def native_is_gone(self) -> bool:

@@ -169,7 +169,7 @@ def _check_reach(request: Request, layers: Layers, record: Patch) -> None:
     if cls.has("embed") and layers not in (None, "all"):
         raise ValueError(f"{request.name!r} is added to the embeddings and reaches every layer; layers= cannot restrict it")
     complete = len(request.layers) == len(record.attentions)
-    if not complete and record.architecture.native_table(record.native) is not None and does_nothing:
+    if not complete and not record.architecture.rotates and does_nothing:
         raise ValueError(f"the position table of this model feeds every layer, so {request.name!r} cannot be limited to some of them")
     changes_rotation = does_nothing or (issubclass(cls, ScaledRoPE) and record.architecture.native_table(record.native) is None)
     if changes_rotation and not any(record.architecture.uses_slot(record.attentions[i]) for i in request.layers):

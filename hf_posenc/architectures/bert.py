@@ -1,0 +1,71 @@
+"""Decoders like BERT: the table lies in the embeddings, beside one of token types."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .base import TableArchitecture, register
+
+
+class BERT(TableArchitecture):
+    layers, attention, slot = "encoder.layer", "attention.self", "embeddings.position_embeddings"
+    packs = False
+    counts_padding = True
+
+    def hand_down(self, backbone: Any, arguments: dict[str, Any], pos: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        arguments = super().hand_down(backbone, arguments, pos, names)
+        if "token_type_ids" in names and arguments.get("token_type_ids") is None:  # else it looks them up by position, up to its context
+            arguments["token_type_ids"] = torch.zeros_like(pos)
+        return arguments
+
+    def check(self, backbone: PreTrainedModel) -> None:
+        if not backbone.config.is_decoder:
+            raise ValueError(
+                f"this {type(backbone).__name__} sees both ways, and encodings are defined for tokens that see those before them; "
+                "load it as a decoder, with is_decoder=True"
+            )
+
+
+class Electra(BERT):
+    def _sizes(self, config: PretrainedConfig) -> dict[str, Any]:
+        sizes = super()._sizes(config)
+        return sizes | {"hidden_size": config.embedding_size}  # of what positions are added to, before it is projected
+
+
+class RoBERTa(BERT):
+    """The table begins with the rows of padding. What a caller gives as position ids are its rows."""
+
+    hands_positions = False
+    counts_padding = False
+
+    def hand_down(self, backbone: Any, arguments: dict[str, Any], pos: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        given = arguments.get("position_ids") is not None
+        rows = pos if given else pos + self.before(backbone.embeddings)
+        return super().hand_down(backbone, arguments, rows, names)
+
+    def before(self, native: Any) -> int:
+        return native.padding_idx + 1
+
+    def max_positions(self, config: PretrainedConfig) -> int:
+        return super().max_positions(config) - config.pad_token_id - 1
+
+    def said_length(self, config: PretrainedConfig, tokens: int) -> dict[str, int]:
+        return super().said_length(config, tokens + config.pad_token_id + 1)
+
+
+class GIT(BERT):
+    def check(self, backbone: PreTrainedModel) -> None:
+        """Its text sees what is before it, whatever the configuration says."""
+
+    def hand_down(self, backbone: Any, arguments: dict[str, Any], pos: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        if arguments.get("pixel_values") is not None:
+            raise ValueError("GIT puts its image before the text where positions do not reach it: patched, it is a model of text alone")
+        return super().hand_down(backbone, arguments, pos, names)
+
+
+register("bert", "bert-generation", "ernie", "roc_bert")(BERT())
+register("electra")(Electra())
+register("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")(RoBERTa())
