@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .architectures.base import RotarySlot, ZeroTable
-from .attention.choice import Choice, Prospect, choose
+from .attention.choice import Choice, Prospect
 from .encodings.base import STAGES
 from .patching import Patch, Placement, patch_of
 
@@ -85,7 +85,6 @@ def inspect(model: nn.Module) -> Report:
         ValueError: the model is not supported.
     """
     record = patch_of(model)
-    config = record.backbone.config
     native = type(record.native).__name__
     parameters = getattr(record.native_config(), "rope_parameters", None)
     return Report(
@@ -95,7 +94,7 @@ def inspect(model: nn.Module) -> Report:
         without=_without(record),
         num_layers=len(record.attentions),
         attention=record.live_backend,
-        context_length=record.architecture.max_positions(config),
+        context_length=record.max_positions,
         stock_checkpoint=record.stock or not record.placements,
         whole=all(slot.is_whole() for slot in _slots(record)),
         fingerprint=_fingerprint(record),
@@ -136,7 +135,7 @@ def _path(record: Patch, p: Placement, learning: bool) -> Choice:
         tileable=weight.device.type == "cpu" and not capped and not dropout,
         avoided=attention.posenc_site.avoided,
     )
-    return choose(p.encoding, prospect)
+    return record.architecture.seam.choose(p.encoding, prospect)
 
 
 def _place(p: Placement) -> str:

@@ -14,6 +14,9 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..attention.hooks import LayerRotation
+from ..attention.seam import Interface
+from ..attention.settled import Settled
 from ..encodings import Geometry, PositionalEncoding
 from ..encodings.rotary.rope import power_frequencies
 from ..registry import Registry
@@ -38,8 +41,11 @@ class Architecture:
     """What the configuration calls the number of positions."""
     hands_positions: ClassVar[bool] = True
     """What the backbone hands down to its layers as position ids, if it does, are positions, and no rows of a table."""
+    seam: ClassVar[Interface] = Interface()
+    """How the attention of the family is reached."""
     rotates: ClassVar[bool] = True
-    """The native encoding is a rotation; otherwise it is added."""
+    """The native encoding acts in the attention, and is `native_name`; otherwise it is added to the embeddings."""
+    native_name: ClassVar[str] = "rope"
     is_learned: ClassVar[bool] = False
     """The native encoding has weights, which only a checkpoint holds; otherwise transformers computes it from the configuration."""
     packs: ClassVar[bool] = True
@@ -52,6 +58,10 @@ class Architecture:
     """Pairs are turned the other way round: by -t * theta^(-2k/r) at position t."""
 
     # -- finding things -----------------------------------------------------------------------------------------------
+
+    def variant(self, config: PretrainedConfig) -> Architecture:
+        """The architecture of a model with this configuration, where the family has several."""
+        return self
 
     def backbone(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module that holds the layers and the native encoding."""
@@ -104,9 +114,7 @@ class Architecture:
         """Other positions for tokens at `pos` [1,Q], that differ for nothing but the attention."""
         return pos + 5
 
-    def turned(
-        self, attention: nn.Module, encoding: PositionalEncoding, query: Tensor, key: Tensor, pos: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def turned(self, attention: nn.Module, encoding: PositionalEncoding, query: Tensor, key: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
         """What reaches the attention function with the rotation `encoding` in the slot, from what reached it without."""
         return encoding.rotate(query, key, pos, pos)
 
@@ -216,6 +224,10 @@ class Architecture:
         """A module with `encoding`, for one layer whose neighbours keep others."""
         rotary, name = self.rotary(native, group)
         return RotarySlot(rotary, {name: encoding})
+
+    def layer_hook(self, group: Group, settled: Settled) -> Any:
+        """The hook before the attention of a layer that is served alone: what it holds itself instead of what is in the slot."""
+        return LayerRotation(group, settled)
 
     def slot_contents(
         self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]

@@ -35,7 +35,9 @@ class NormedLast(Architecture):
         weights = [_weight(attention, norm) for norm in self.norms]
         query, key = (x if weight is None else x / weight for x, weight in zip((query, key), weights, strict=True))
         query, key = super().turned(attention, encoding, query, key, pos)
-        query, key = (getattr(attention, norm)(x) if hasattr(attention, norm) else x for x, norm in zip((query, key), self.norms, strict=True))
+        query, key = (
+            getattr(attention, norm)(x) if hasattr(attention, norm) else x for x, norm in zip((query, key), self.norms, strict=True)
+        )
         return query, key
 
 

@@ -28,13 +28,7 @@ def attend(call: Call, batch: slice, rows: slice, keys: slice, hidden: Tensor | 
         hidden: [B or 1,H or 1,rows,keys] bool, the pairs that do not meet; None where a mask of numbers says so.
     """
     q, k, v = call.query[batch, :, rows], call.key[batch, :, keys], call.value[batch, :, keys]
-    scores = precise(content(call, batch, rows, keys, q, k), q)
-    if call.softcap is not None:
-        capped = call.softcap * torch.tanh(scores / call.softcap)
-        scores = torch.where(scores == -torch.inf, scores, capped)  # a pair in no region stays hidden
-    bias = biases(call, batch, rows, keys, q, k)
-    if bias is not None:
-        scores = scores + bias.to(scores.device)
+    scores = scored(call, batch, rows, keys, q, k)
     extra = additive(call.mask, rows)
     if extra is not None:
         scores = scores + (extra[batch] if len(extra) > 1 else extra)[..., keys]
@@ -42,6 +36,16 @@ def attend(call: Call, batch: slice, rows: slice, keys: slice, hidden: Tensor | 
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     weights = F.dropout(_softmax(scores, call.sinks).to(q.dtype), p=call.dropout)
     return by_group(weights, v), weights
+
+
+def scored(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Tensor) -> Tensor:
+    """What the softmax sees of a block, before any mask: [B,H,rows,keys], -inf for a pair in no region."""
+    scores = precise(content(call, batch, rows, keys, q, k), q)
+    if call.softcap is not None:
+        capped = call.softcap * torch.tanh(scores / call.softcap)
+        scores = torch.where(scores == -torch.inf, scores, capped)  # a pair in no region stays hidden
+    bias = biases(call, batch, rows, keys, q, k)
+    return scores if bias is None else scores + bias.to(scores.device)
 
 
 def content(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Tensor) -> Tensor:

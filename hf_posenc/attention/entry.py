@@ -66,6 +66,19 @@ def posenc_attention(
     return output.contiguous(), weights  # as the backends of transformers: some families take a view of it
 
 
+def posenc_scores(module: nn.Module, query: Tensor, key: Tensor, mask: Mask, scaling: float, encoded: bool) -> Tensor:
+    """What the softmax is to see under the encoding of `module`, before any mask: [B,H,Q,K], in float32 at least.
+
+    Args:
+        query: [B,H,Q,D]. key: [B,G,K,D]. mask: only read for where the keys lie.
+        encoded: the keys come out of a cache, as `cached_key` made them.
+    """
+    more = {ENCODED: True} if encoded else {}
+    call = _call("eager", module.__dict__["posenc_site"], module, query, key, key, mask, scaling=scaling, **more)
+    everything = slice(None), slice(0, query.shape[2]), slice(0, key.shape[2])
+    return dense.scored(call, *everything, call.query, call.key)
+
+
 def _call(backend: str, site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     encoded = kwargs.pop(ENCODED, False)

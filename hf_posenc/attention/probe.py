@@ -1,4 +1,4 @@
-"""An attention function that attends to nothing and remembers what it was handed: what reaches the attention of each layer."""
+"""An attention that attends to nothing and remembers what it was handed: what reaches the attention of each layer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ NAME = f"{PREFIX}probe"
 
 
 class Handed(NamedTuple):
-    """Queries [B,H,Q,D] and keys [B,G,Q,D] that an attention module hands over."""
+    """Queries [B,H,Q,D] and keys [B,G,Q,D] that an attention module hands over.
+
+    Where the module does the rest itself: the weights [B,H,Q,Q] that it makes of them, and the factor on the products by its description.
+    """
 
     query: Tensor
     key: Tensor
+    weights: Tensor | None = None
+    scaling: float = 1.0
 
 
-_seen: ContextVar[dict[nn.Module, Handed]] = ContextVar("posenc_probe")
+_seen: ContextVar[dict[nn.Module, Handed] | None] = ContextVar("posenc_probe", default=None)
 
 
 @contextmanager
 def looking() -> Iterator[dict[nn.Module, Handed]]:
-    """What each attention module hands over within the block, where the attention implementation is `NAME`."""
+    """What each attention module hands over within the block: to `probe`, where the attention implementation is `NAME`, or to `see`."""
     seen: dict[nn.Module, Handed] = {}
     token = _seen.set(seen)
     try:
@@ -37,9 +42,20 @@ def looking() -> Iterator[dict[nn.Module, Handed]]:
         _seen.reset(token)
 
 
+def is_looking() -> bool:
+    return _seen.get() is not None
+
+
+def see(module: nn.Module, handed: Handed) -> None:
+    """Remember what `module` has handed over first."""
+    seen = _seen.get()
+    assert seen is not None
+    seen.setdefault(module, handed)
+
+
 def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs) -> tuple[Tensor, None]:
     """Output [B,Q,H,V] of zeros: without attention, a layer sees each token alone, whatever the layers before it do with positions."""
-    _seen.get().setdefault(module, Handed(query, key))
+    see(module, Handed(query, key))
     return value.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[-1]), None
 
 

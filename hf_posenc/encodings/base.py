@@ -39,6 +39,7 @@ class Geometry:
         rope_parameters: parameters of that scheme, as (key, value) pairs.
         frequencies: native inverse frequencies in radians per token, float32 values; default theta^(-2k/r).
         attention_factor: native factor on cos and sin.
+        slopes: native ALiBi slopes, one a query head; default those of the paper.
     """
 
     hidden_size: int
@@ -57,6 +58,7 @@ class Geometry:
     rope_parameters: tuple[tuple[str, Any], ...] = ()
     frequencies: tuple[float, ...] | None = None
     attention_factor: float = 1.0
+    slopes: tuple[float, ...] | None = None
 
     def __post_init__(self):
         fill = {

@@ -118,7 +118,7 @@ def context(model: Any) -> str:
     lengths = [e.context_length for e in encodings if e.context_length]
     if not lengths and covered and all(e.any_length and not e.rotary for e in encodings):
         return "any number of tokens"
-    return f"{max([record.architecture.max_positions(record.backbone.config), *lengths]):,} tokens"
+    return f"{max([record.max_positions, *lengths]):,} tokens"
 
 
 def trained(model: nn.Module) -> dict[str, int]:

@@ -8,7 +8,6 @@ from typing import Any, cast
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.base import Group
-from ..attention.entry import PREFIX
 from ..encodings import PositionalEncoding
 from ..live_config import live
 from .record import Patch
@@ -78,7 +77,7 @@ def configure(record: Patch, stock: PretrainedConfig | None) -> None:
         changes["rope_parameters"] = stock.rope_parameters
     changes |= record.said_length
     if any(p.in_attention for p in record.placements):
-        changes["_attn_implementation"] = PREFIX + record.live_backend
+        changes["_attn_implementation"] = record.architecture.seam.implementation(record.live_backend)
     for name, value in changes.items():
         record.config_before[name] = copy.deepcopy(getattr(record.backbone.config, name))
         setattr(record.backbone.config, name, value)

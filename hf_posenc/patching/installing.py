@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from ..architectures.base import Group
 from ..attention.cached import changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents
-from ..attention.entry import PREFIX, EncodingSite
-from ..attention.hooks import BackbonePositions, CachedKeys, LayerRotation, TablePositions
+from ..attention.entry import EncodingSite
+from ..attention.hooks import BackbonePositions, CachedKeys, TablePositions
 from ..attention.settled import Forget, Remember
 from ..encodings import PositionalEncoding
 from ..verdict import avoided
@@ -92,6 +92,7 @@ def _put_in(record: Patch, placement: Placement) -> None:
             attention.posenc_site = EncodingSite(record.backbone, placement.attribute, record.settled, avoid)
             if changes_keys(placement.encoding):
                 record.handles.append(attention.register_forward_pre_hook(CachedKeys(), with_kwargs=True))
+            record.handles += record.architecture.seam.hook(attention)
 
 
 def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None) -> None:
@@ -100,7 +101,8 @@ def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None
     if encoding is not None:
         attention.add_module("posenc_rotary", architecture.holding_alone(record.native, group, encoding))
     name = architecture.rotary(record.native, group)[1]
-    record.handles.append(attention.register_forward_pre_hook(LayerRotation(name, record.settled), with_kwargs=True))
+    hook = architecture.layer_hook(name, record.settled)
+    record.handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
 
 
 def _hook_backbone(record: Patch) -> None:
@@ -134,7 +136,7 @@ def change_backend(record: Patch, backend: str) -> None:
         ValueError: it cannot carry one of the placements.
     """
     check_backend(record, backend, record.placements)
-    record.backbone.config._attn_implementation = PREFIX + backend
+    record.backbone.config._attn_implementation = record.architecture.seam.implementation(backend)
 
 
 def extend_to(record: Patch, model: PreTrainedModel) -> Patch:

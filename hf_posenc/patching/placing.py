@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ..attention.choice import BIASABLE, FLASH
 from ..attention.columns import WIDEST
 from ..attention.columns import WIDTH as COLUMNS
 from ..encodings import ENCODINGS, PositionalEncoding, create
@@ -58,6 +57,7 @@ def _place(record: Patch, request: Request, layers: tuple[int, ...], index: int,
     native = native_slot and slot_used and architecture.can_hold(encoding)
     if not native:
         architecture.check_encoding(record.backbone, encoding)
+        architecture.seam.check(encoding)
     return Placement(request, layers, encoding, attribute_name(index), native)
 
 
@@ -77,16 +77,17 @@ def check_backend(record: Patch, backend: str, placements: Sequence[Placement]) 
         if placement.in_attention and (why := _cannot_carry(record, backend, placement.encoding)):
             raise ValueError(
                 f"{placement.request.name!r} changes the attention scores, which attention backend {backend!r} cannot carry{why}; "
-                f"load the model with attn_implementation= one of {', '.join(BIASABLE)}"
+                f"load the model with attn_implementation= one of {', '.join(record.architecture.seam.scores)}"
             )
 
 
 def _cannot_carry(record: Patch, backend: str, encoding: PositionalEncoding) -> str:
     """Why not, in words that go on from "cannot carry"; nothing if it can."""
     scores = [stage for stage in ("bias", "context_bias", "regions") if encoding.has(stage)]
-    if backend in BIASABLE or (backend in FLASH and not scores):
+    seam = record.architecture.seam
+    if backend in seam.scores or (backend in seam.flash and not scores):
         return ""
-    if backend not in FLASH or scores != ["bias"] or not encoding.has("columns"):
+    if backend not in seam.flash or scores != ["bias"] or not encoding.has("columns"):
         return " at all"
     if getattr(record.backbone.config, "attn_logit_softcapping", None) is not None:
         return ", because its softcap would cap the bias too"

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ..attention import probe
 from ..attention.probe import Handed
 from ..encodings import ENCODINGS, PositionalEncoding, create
+from ..encodings.base import products
 from ..encodings.rotary.rope import BY_LENGTH
 from .configuration import configs_in, own_config
 from .installing import apply, install, uninstall
@@ -157,6 +157,7 @@ def _prove_family(subject: Patch) -> None:
     for i in seen:
         here, there = (_unscaled(subject, i, *at) for at in ((free[i], pos), (moved[i], elsewhere)))
         _check(subject, i, here, there, "still depends on positions when the native encoding is switched off")
+        _check_scale(subject, i, free[i])
     prove = _prove_rotation if subject.architecture.rotates else _prove_table
     prove(subject, seen, free, stock, without)
 
@@ -167,13 +168,21 @@ def _prove_rotation(subject: Patch, seen: dict[int, Handed], free: dict[int, Han
         if rotation is None:
             _check(subject, i, free[i], seen[i], "is said to have no rotation, but turns its queries and keys")
         else:
-            _check(subject, i, _turned(subject, i, rotation, free[i]), seen[i], "does not turn its queries and keys by what is in the native slot")
+            _check(
+                subject,
+                i,
+                _turned(subject, i, rotation, free[i]),
+                seen[i],
+                "does not turn its queries and keys by what is in the native slot",
+            )
     turned = {i: rotation for i, rotation in native.items() if rotation is not None and _may_turn(subject, rotation)}
     if len(turned) < len(seen):  # a bias can act in the other layers
         _compare(subject, _still(subject), without, stock - without, "a bias of zero")
-    _compare(subject, turned, stock, stock - without, "the native rotation")
-    remapped = {i: create("rerope", rotation.geometry, window=2 * TOKENS) for i, rotation in turned.items()}
-    _compare(subject, remapped, stock, stock - without, "ReRoPE with a window beyond the text")
+    rotary = ENCODINGS[subject.architecture.native_name].rotary
+    _compare(subject, turned, stock, stock - without, f"the native {'rotation' if rotary else 'bias'}")
+    if rotary:
+        remapped = {i: create("rerope", rotation.geometry, window=2 * TOKENS) for i, rotation in turned.items()}
+        _compare(subject, remapped, stock, stock - without, "ReRoPE with a window beyond the text")
 
 
 def _prove_table(subject: Patch, seen: dict[int, Handed], free: dict[int, Handed], stock: Tensor, without: Tensor) -> None:
@@ -218,15 +227,18 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
     placed = {i: p for p in placements for i in p.layers}
     for i, handed in seen.items():
         rotation = native[i] if i not in placed else placed[i].encoding if placed[i].native else None
-        _check(subject, i, free[i] if rotation is None else _turned(subject, i, rotation, free[i]), handed, f"does not get {names} as asked")
+        _check(
+            subject, i, free[i] if rotation is None else _turned(subject, i, rotation, free[i]), handed, f"does not get {names} as asked"
+        )
 
 
 def _native(subject: Patch, layer: int) -> Any:
-    """The native rotation of a layer, as an encoding; None where there is none."""
+    """The native rotation or bias of a layer, as an encoding; None where there is none."""
     if not subject.architecture.rotates or not subject.architecture.uses_slot(subject.attentions[layer]):
         return None
     geometry = subject.geometry(layer)
-    return create("rope", dataclasses.replace(geometry, rope_type="default", rope_parameters=()))  # its frequencies as they are
+    as_it_is = dataclasses.replace(geometry, rope_type="default", rope_parameters=())  # whatever scheme its frequencies came from
+    return create(subject.architecture.native_name, as_it_is)
 
 
 def _nowhere(subject: Patch) -> Placement:
@@ -251,15 +263,25 @@ def _compare(subject: Patch, encodings: dict[int, PositionalEncoding], wanted: T
 
 
 def _check(subject: Patch, layer: int, wanted: Handed, handed: Handed, fault: str) -> None:
-    for want, have in zip(wanted, handed, strict=True):
+    for want, have in ((wanted.query, handed.query), (wanted.key, handed.key)):
         if want.shape != have.shape or not (want - have).abs().max() <= ROUNDING * want.abs().max():
+            raise ValueError(f"{_name(subject)} cannot be patched: layer {layer} {fault}")
+
+
+def _check_scale(subject: Patch, layer: int, handed: Handed) -> None:
+    """That weights which a family makes itself are those of its products times the factor that it is said to have on them."""
+    if handed.weights is not None:
+        scores = products(handed.query, handed.key) * handed.scaling
+        wanted = scores.masked_fill(handed.weights == 0, -torch.inf).softmax(-1)
+        if not (wanted - handed.weights).abs().max() <= ROUNDING:
+            fault = f"does not put the factor {handed.scaling:g} on its products of queries and keys"
             raise ValueError(f"{_name(subject)} cannot be patched: layer {layer} {fault}")
 
 
 def _turned(subject: Patch, layer: int, encoding: Any, handed: Handed) -> Handed:
     attention, pos = subject.attentions[layer], _positions(subject)
     with torch.no_grad():
-        return Handed(*subject.architecture.turned(attention, encoding.to(pos.device), *handed, pos))
+        return Handed(*subject.architecture.turned(attention, encoding.to(pos.device), handed.query, handed.key, pos))
 
 
 def _may_turn(subject: Patch, rotation: PositionalEncoding) -> bool:
@@ -307,18 +329,19 @@ def _look(subject: Patch, pos: Tensor | None = None, embedded: Sequence[Position
         for encoding in embedded:
             x = encoding.embed(x, _positions(subject))
         inputs = {"inputs_embeds": x}
-    with probe.looking() as seen, _implementation(subject, probe.NAME):
+    with subject.architecture.seam.looking(subject.backbone.config, subject.attentions.values()) as seen:
         _forward(subject, inputs)
     for i, attention in subject.attentions.items():
         if attention not in seen:
-            raise ValueError(f"{_name(subject)} cannot be patched: the attention of layer {i} never reaches the attention interface")
+            raise ValueError(f"{_name(subject)} cannot be patched: the attention of layer {i} never reaches {subject.architecture.seam}")
     return {i: seen[attention] for i, attention in subject.attentions.items()}
 
 
 def _run(subject: Patch) -> Tensor:
-    """Last hidden states [1,Q,M], through the plain definition of attention."""
-    patched = any(p.in_attention for p in subject.placements)
-    with _implementation(subject, f"{probe.PREFIX}eager" if patched else "eager"):
+    """Last hidden states [1,Q,M], through the plain definition of attention where the family can be asked for it."""
+    patched, seam = any(p.in_attention for p in subject.placements), subject.architecture.seam
+    backend = seam.tried_with(subject.live_backend)
+    with _implementation(subject, seam.implementation(backend) if patched else backend):
         return _forward(subject, {"input_ids": _tokens(subject)}).last_hidden_state
 
 
@@ -330,8 +353,8 @@ def _forward(subject: Patch, inputs: dict[str, Any]) -> Any:
 
 def _tokens(subject: Patch) -> Tensor:
     """Token ids [1,Q], none twice."""
-    config, embedding = subject.backbone.config, subject.embedding
-    count = min(TOKENS, subject.architecture.max_positions(config), len(embedding))
+    embedding = subject.embedding
+    count = min(TOKENS, subject.max_positions, len(embedding))
     return torch.arange(1, 1 + count, device=embedding.device)[None] * (len(embedding) // (count + 1) or 1) % len(embedding)
 
 

@@ -21,7 +21,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     """
     for model_type in _types(model):
         if model_type in ARCHITECTURES:
-            return ARCHITECTURES[model_type]
+            return ARCHITECTURES[model_type].variant(decoder_of(model).config)
     if live := model.base_model.__dict__.get(RECORD):
         return live.architecture
     key = type(model.base_model), written(model.config)

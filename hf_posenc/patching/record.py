@@ -132,6 +132,11 @@ class Patch:
         return self.architecture.said_length(self.backbone.config, length) if length else {}
 
     @property
+    def max_positions(self) -> int:
+        """The context length in tokens that the configuration says now."""
+        return self.architecture.max_positions(self.backbone.config)
+
+    @property
     def native_is_gone(self) -> bool:
         """The checkpoint had no place for the native encoding. (What accelerate has offloaded is on the meta device too.)"""
         tensors = (*self.native.buffers(), *self.native.parameters())

@@ -24,6 +24,7 @@ def twin_of(record: Patch) -> Patch:
         ValueError: the family cannot be built at this size.
     """
     config = small(record.native_config())
+    config._attn_implementation = record.architecture.seam.tried_with(record.live_backend)
     model_class = type(record.backbone)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):

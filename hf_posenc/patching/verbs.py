@@ -38,7 +38,7 @@ def patch(model: Model, name: str, *, layers: Layers = None, verify: bool = True
         model: a transformers decoder, or a PEFT model around one.
         name: one of `list_encodings()`.
         layers: which layers: indices, a slice, or "all". By default every layer that has a positional encoding, except the
-            sliding-window layers of a model that has both kinds.
+            sliding-window layers of a model that has both kinds, if they have an encoding of their own.
         verify: first show, on a handful of tokens, that this model does what the patch takes for granted (`proof`); done once for
             each class, configuration and request.
         options: of the encoding; see `describe(name)`.
@@ -158,7 +158,8 @@ def _layer_index(i: Any, num_layers: int) -> int:
 def _default_layers(record: Patch) -> tuple[int, ...]:
     positional = [i for i, attention in record.attentions.items() if record.architecture.uses_slot(attention)] or list(record.attentions)
     types = record.architecture.layer_types(record.backbone.config)
-    full = [i for i in positional if types[i] not in LOCAL]
+    added = not record.architecture.rotates  # and feeds the local layers too
+    full = [i for i in positional if added or types[i] not in LOCAL]
     return tuple(full or positional)
 
 

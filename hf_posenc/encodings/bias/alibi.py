@@ -22,7 +22,7 @@ def alibi_slopes(num_heads: int) -> Tensor:
 class ALiBi(PositionalEncoding):
     """Attention with linear biases (Press et al., 2021, arXiv:2108.12409, section 3).
 
-    score(i, j) = q_i k_j / sqrt(D) - m_h (i - j), with one fixed slope m_h a query head.
+    score(i, j) = q_i k_j / sqrt(D) - m_h (i - j), with one fixed slope m_h a query head. A model that has ALiBi keeps its own slopes.
 
     Needs training; then holds its perplexity beyond the length it was trained at.
     """
@@ -32,7 +32,8 @@ class ALiBi(PositionalEncoding):
     needs_training = "pretraining or fine-tuning"
 
     def reset_buffers(self) -> None:
-        self.set_buffer("slopes", alibi_slopes(self.geometry.num_heads))
+        own = self.geometry.slopes
+        self.set_buffer("slopes", alibi_slopes(self.geometry.num_heads) if own is None else torch.tensor(own))
 
     def columns(self, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         return self.slopes, k_pos
