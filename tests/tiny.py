@@ -32,6 +32,8 @@ TINY = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": NATIVE,
+    "max_seq_len": NATIVE,
+    "window_size": WINDOW,
     "num_local_experts": 2,
     "num_experts_per_tok": 2,  # all of them: routing that flips with rounding would hide what is tested
     "no_rope_layers": [1, 0],
@@ -44,7 +46,8 @@ TINY = {
 def tiny_config(model_type: str, **changes):
     """A configuration of the family at a size that runs in milliseconds, with sliding windows where the family has them."""
     default = AutoConfig.for_model(model_type)
-    values = {k: v for k, v in TINY.items() if hasattr(default, k)}
+    computed = {k for k in TINY if isinstance(getattr(type(default), k, None), property)}
+    values = {k: v for k, v in TINY.items() if hasattr(default, k) and k not in computed}
     if getattr(default, "rope_parameters", None) and "rope_theta" in default.rope_parameters:
         keep = {k: v for k, v in default.rope_parameters.items() if k in ("rope_theta", "partial_rotary_factor")}
         values["rope_parameters"] = {"rope_type": "default", **keep}
@@ -53,6 +56,8 @@ def tiny_config(model_type: str, **changes):
         if getattr(default, "layer_types", None):
             values["layer_types"] = ["sliding_attention", "full_attention"]
     values |= changes
+    if hasattr(default, "attention_types"):
+        values["attention_types"] = [[["local"], 1], [["global"], values["num_hidden_layers"] - 1]]
     if "layer_types" in values:
         values["layer_types"] = values["layer_types"][-values["num_hidden_layers"] :]
     if "no_rope_layers" in values:

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..attention.products import Products
 from ..encodings import PositionalEncoding
-from .base import AddedArchitecture, TableArchitecture, register
+from .base import AddedArchitecture, Architecture, TableArchitecture, register
 
 
 class Decoder(AddedArchitecture):
@@ -51,6 +52,46 @@ class BlenderbotSmall(Blenderbot):
             )
 
 
+class MVP(Bart):
+    """Writes its attention down; its queries are scaled before."""
+
+    seam = Products()
+
+    def check(self, backbone: PreTrainedModel) -> None:
+        if backbone.config.use_prompt:
+            raise ValueError("MVP with use_prompt=True puts keys without positions before those of the text; set it to False")
+
+
+class TrOCR(Bart):
+    """The same; some models have sinusoids, of tokens that are counted by their ids."""
+
+    seam = Products()
+
+    def variant(self, config: Any) -> Architecture:
+        return self if config.use_learned_position_embeddings else SINUSOIDAL_TROCR
+
+
+class SinusoidalTrOCR(Decoder):
+    seam = Products()
+
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
+        if encoding.has("embed"):
+            raise ValueError(
+                f"{encoding.name!r} is added to the embeddings, but this TrOCR wants ids, to count the positions of its sinusoids by; "
+                "use an encoding that acts in the attention"
+            )
+
+
+class XGLM(AddedArchitecture):
+    slot = "embed_positions"
+    seam = Products()
+    packs = False
+    counts_padding = True
+
+
+SINUSOIDAL_TROCR = SinusoidalTrOCR()
+
+
 class BioGPT(TableArchitecture):
     slot = "embed_positions"
     offset = 2
@@ -63,3 +104,6 @@ register("bigbird_pegasus", "blenderbot")(Blenderbot())
 register("blenderbot-small")(BlenderbotSmall())
 register("marian", "pegasus")(Marian())
 register("biogpt")(BioGPT())
+register("mvp")(MVP())
+register("trocr")(TrOCR())
+register("xglm")(XGLM())

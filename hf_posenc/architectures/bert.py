@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..attention.products import Divided
 from .base import TableArchitecture, register
 
 
@@ -27,6 +28,18 @@ class BERT(TableArchitecture):
                 f"this {type(backbone).__name__} sees both ways, and encodings are defined for tokens that see those before them; "
                 "load it as a decoder, with is_decoder=True"
             )
+
+
+class MegatronBERT(BERT):
+    """Writes its attention down."""
+
+    seam = Divided()
+
+
+class RemBERT(MegatronBERT):
+    def _sizes(self, config: PretrainedConfig) -> dict[str, Any]:
+        sizes = super()._sizes(config)
+        return sizes | {"hidden_size": config.input_embedding_size}  # of what positions are added to, before it is projected
 
 
 class Electra(BERT):
@@ -67,5 +80,7 @@ class GIT(BERT):
 
 
 register("bert", "bert-generation", "ernie", "roc_bert")(BERT())
+register("megatron-bert")(MegatronBERT())
+register("rembert")(RemBERT())
 register("electra")(Electra())
 register("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")(RoBERTa())

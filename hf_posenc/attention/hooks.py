@@ -116,11 +116,20 @@ class LayerRotation:
             extra = (self.group,) if self.group else ()
             like = native if isinstance(native, torch.Tensor) else native[0]
             own = attention.posenc_rotary(like, self.settled.of(kwargs), *extra)
-        elif isinstance(native, torch.Tensor):  # complex numbers of length 1
-            own = torch.ones_like(native)
         else:
-            own = torch.ones_like(native[0]), torch.zeros_like(native[1])
+            own = self.still(native)
         return args, kwargs | {"position_embeddings": own}
+
+    def still(self, native: Any) -> Any:
+        """What turns nothing, in the place of the `native` cos and sin, or of complex numbers of length 1."""
+        return torch.ones_like(native) if isinstance(native, torch.Tensor) else (torch.ones_like(native[0]), torch.zeros_like(native[1]))
+
+
+class LayerRotationSinFirst(LayerRotation):
+    """The same where the sines come first."""
+
+    def still(self, native: Any) -> Any:
+        return torch.zeros_like(native[0]), torch.ones_like(native[1])
 
 
 class CachedKeys:
