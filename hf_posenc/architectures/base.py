@@ -54,6 +54,8 @@ class Architecture:
     """Pairs of rotated dimensions are (0, 1), (2, 3) ... instead of (0, r/2), (1, r/2 + 1) ..."""
     rotates_last: ClassVar[bool] = False
     """The last dimensions of a head are rotated instead of the first."""
+    caches_keys: ClassVar[bool] = True
+    """The KV cache holds keys as the attention function gets them, rather than what they are made of."""
     backwards: ClassVar[bool] = False
     """Pairs are turned the other way round: by -t * theta^(-2k/r) at position t."""
 
@@ -130,7 +132,7 @@ class Architecture:
 
     def config_of(self, config: PretrainedConfig, layer: int) -> PretrainedConfig:
         """`config` as it would be if all layers had the sizes of `layer`."""
-        return config
+        return cast(Any, config).per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
 
     def hand_down(self, backbone: Any, arguments: dict[str, Any], pos: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """What the backbone is called with, once the positions `pos` [1 or B,Q] of its tokens are settled.

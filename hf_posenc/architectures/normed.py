@@ -65,6 +65,11 @@ class Llama4(NormedPlainly):
     norms = ("qk_norm", "qk_norm")
     interleaved = True
 
+    def backbone(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The causal model says that it is its own base."""
+        base: Any = super().backbone(model)
+        return getattr(base, "model", base)
+
 
 register("hunyuan_v1_dense", "hunyuan_v1_moe")(NormedLast())
 register("nanochat")(NanoChat())

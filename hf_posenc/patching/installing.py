@@ -90,7 +90,7 @@ def _put_in(record: Patch, placement: Placement) -> None:
         avoid = avoided(placement.request.name, record.device)
         for attention in (record.attentions[i] for i in placement.layers):
             attention.posenc_site = EncodingSite(record.backbone, placement.attribute, record.settled, avoid)
-            if changes_keys(placement.encoding):
+            if record.architecture.caches_keys and changes_keys(placement.encoding):
                 record.handles.append(attention.register_forward_pre_hook(CachedKeys(), with_kwargs=True))
             record.handles += record.architecture.seam.hook(attention)
 

@@ -11,6 +11,7 @@ itself too.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from ..attention import probe
+from ..attention.cached import cache_in
 from ..attention.probe import Handed
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.base import products
@@ -150,6 +153,8 @@ def _is_watched(module: nn.Module) -> bool:
 def _prove_family(subject: Patch) -> None:
     """What holds for every patch of this family and configuration."""
     seen, stock = _look(subject), _run(subject)
+    for i, handed in seen.items():
+        _check_sizes(subject, i, handed)
     architecture, config, pos = subject.architecture, subject.backbone.config, _positions(subject)
     elsewhere = architecture.elsewhere(config, pos)
     with _with(subject, [_nowhere(subject)]):
@@ -181,8 +186,21 @@ def _prove_rotation(subject: Patch, seen: dict[int, Handed], free: dict[int, Han
     rotary = ENCODINGS[subject.architecture.native_name].rotary
     _compare(subject, turned, stock, stock - without, f"the native {'rotation' if rotary else 'bias'}")
     if rotary:
+        _prove_cache(subject, stock)
         remapped = {i: create("rerope", rotation.geometry, window=2 * TOKENS) for i, rotation in turned.items()}
         _compare(subject, remapped, stock, stock - without, "ReRoPE with a window beyond the text")
+
+
+def _prove_cache(subject: Patch, stock: Tensor) -> None:
+    """That a rotation in the attention function means the same to cached keys; where the stock model has a KV cache, and it works."""
+    decoded = _decode(subject)
+    rotations = {i: _rotation(subject, i) for i in subject.attentions}
+    if decoded is None or not _close(decoded, stock[:, -1:], stock) or not all(_may_turn(subject, each) for each in rotations.values()):
+        return
+    with _with(subject, _placements(subject, rotations)):
+        whole, decoded = _run(subject), _decode(subject)
+    if decoded is None or not _close(decoded, whole[:, -1:], whole):
+        raise ValueError(f"{_name(subject)} cannot be patched: its KV cache does not hold the keys that its attention gets")
 
 
 def _prove_table(subject: Patch, seen: dict[int, Handed], free: dict[int, Handed], stock: Tensor, without: Tensor) -> None:
@@ -236,6 +254,11 @@ def _native(subject: Patch, layer: int) -> Any:
     """The native rotation or bias of a layer, as an encoding; None where there is none."""
     if not subject.architecture.rotates or not subject.architecture.uses_slot(subject.attentions[layer]):
         return None
+    return _rotation(subject, layer)
+
+
+def _rotation(subject: Patch, layer: int) -> PositionalEncoding:
+    """The rotation that stands on the geometry of a layer; the native one where it has one."""
     geometry = subject.geometry(layer)
     as_it_is = dataclasses.replace(geometry, rope_type="default", rope_parameters=())  # whatever scheme its frequencies came from
     return create(subject.architecture.native_name, as_it_is)
@@ -249,16 +272,35 @@ def _nowhere(subject: Patch) -> Placement:
 
 def _compare(subject: Patch, encodings: dict[int, PositionalEncoding], wanted: Tensor, effect: Tensor, what: str) -> None:
     """Raise unless `encodings` in the attention function give the output `wanted`, up to rounding beside the `effect` of positions."""
-    placements = [
-        Placement(Request(encoding.name, {}, (i,)), (i,), encoding.to(subject.device), attribute_name(n), False)
-        for n, (i, encoding) in enumerate(encodings.items())
-    ]
-    with _with(subject, placements):
+    with _with(subject, _placements(subject, encodings)):
         error = (_run(subject) - wanted).abs().max()
     if not error <= max(20 * ROUNDING * float(effect.abs().max()), ROUNDING * 0.01 * float(wanted.abs().max())):
         raise ValueError(
             f"{_name(subject)} cannot be patched: {what} in the attention function gives other numbers than the stock model "
             f"(off by {error:.1e}, where positions change {effect.abs().max():.1e})"
+        )
+
+
+def _placements(subject: Patch, encodings: dict[int, PositionalEncoding]) -> list[Placement]:
+    """Encodings by layer, in the attention function."""
+    return [
+        Placement(Request(encoding.name, {}, (i,)), (i,), encoding.to(subject.device), attribute_name(n), False)
+        for n, (i, encoding) in enumerate(encodings.items())
+    ]
+
+
+def _close(one: Tensor, other: Tensor, among: Tensor) -> bool:
+    return bool((one - other).abs().max() <= ROUNDING * among.abs().max())
+
+
+def _check_sizes(subject: Patch, layer: int, handed: Handed) -> None:
+    """That a layer has the heads that encodings are told of."""
+    geometry, (query, key) = subject.geometry(layer), handed
+    told, found = (geometry.num_heads, geometry.num_kv_heads, geometry.head_dim), (query.shape[1], key.shape[1], query.shape[-1])
+    if told != found:
+        raise ValueError(
+            f"{_name(subject)} cannot be patched: layer {layer} is said to have {told[0]} query and {told[1]} key-value heads of width "
+            f"{told[2]}, but has {found[0]} and {found[1]} of width {found[2]}"
         )
 
 
@@ -345,10 +387,26 @@ def _run(subject: Patch) -> Tensor:
         return _forward(subject, {"input_ids": _tokens(subject)}).last_hidden_state
 
 
+def _decode(subject: Patch) -> Tensor | None:
+    """The last hidden state [1,1,M] of the last token, after a KV cache of the others; None for a family that keeps none, or fails."""
+    ids, patched = _tokens(subject), any(p.in_attention for p in subject.placements)
+    with _implementation(subject, f"{probe.PREFIX}eager" if patched else "eager"):
+        try:
+            cache = cache_in(_forward(subject, {"input_ids": ids[:, :-1]}, use_cache=True))
+            name = next(
+                name for name in ("cache", "past_key_values") if name in inspect.signature(type(subject.backbone).forward).parameters
+            )
+            return None if cache is None else _forward(subject, {"input_ids": ids[:, -1:], name: cache}, use_cache=True).last_hidden_state
+        except Exception:
+            if subject.placements:
+                raise
+            return None
+
+
 @torch.no_grad()
-def _forward(subject: Patch, inputs: dict[str, Any]) -> Any:
-    with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
-        return subject.backbone(**inputs, use_cache=False, return_dict=True)
+def _forward(subject: Patch, inputs: dict[str, Any], use_cache: bool = False) -> Any:
+    with torch.autocast(inputs["inputs_embeds" if "inputs_embeds" in inputs else "input_ids"].device.type, enabled=False):
+        return subject.backbone(**inputs, use_cache=use_cache, return_dict=True)
 
 
 def _tokens(subject: Patch) -> Tensor:
