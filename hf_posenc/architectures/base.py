@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from operator import attrgetter
@@ -17,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..attention.hooks import LayerRotation
 from ..attention.seam import Interface
 from ..attention.settled import Settled
-from ..encodings import Geometry, PositionalEncoding
+from ..encodings import Geometry, PositionalEncoding, create
 from ..encodings.rotary.rope import power_frequencies
 from ..registry import Registry
 
@@ -209,8 +210,17 @@ class Architecture:
         """What a configuration says of a context of so many `tokens`, if it says anything."""
         return {self.length: tokens} if hasattr(config, self.length) else {}
 
+    def native_encoding(self, backbone: Any, native: nn.Module, layer: int) -> PositionalEncoding | None:
+        """What `layer` has with `native` in the slot, as an encoding that acts in its attention; None where it has nothing there."""
+        if not self.uses_slot(self.attentions(backbone)[layer]):
+            return None
+        config = backbone.config
+        geometry = self.geometry(self.config_of(config, layer), native, self.group(config, layer))
+        as_it_is = dataclasses.replace(geometry, rope_type="default", rope_parameters=())  # whatever scheme its frequencies came from
+        return create(self.native_name, as_it_is)
+
     def native_table(self, native: nn.Module) -> Tensor | None:
-        """The learned position table [L,M] of the family, where it has one."""
+        """The learned table of the family, where it has one: [L,M] by position, or [N,H] by bucket of distances."""
         return None
 
     def can_hold(self, encoding: PositionalEncoding) -> bool:
@@ -366,7 +376,7 @@ def rotary_state(rotary: nn.Module, group: Group) -> tuple[Tensor, float]:
 
 
 class AddedArchitecture(Architecture):
-    """A family that adds its native encoding to the embeddings: a table that transformers computes."""
+    """A family that adds its native encoding, to the embeddings or to the scores; to the embeddings, a table that transformers computes."""
 
     rotates = False
     counts_padding: ClassVar[bool] = False
@@ -379,9 +389,17 @@ class AddedArchitecture(Architecture):
         return Geometry(**self._sizes(config))
 
     def fresh(self, native: nn.Module, config: PretrainedConfig) -> nn.Module:
+        if self.is_learned:
+            raise ValueError(
+                "this checkpoint was saved without the model's own position table, so there is nothing to go back to; "
+                "load the original checkpoint instead"
+            )
         names = list(inspect.signature(type(native)).parameters)
         with torch.device("cpu"):
             return type(native)(**{name: getattr(native, name) for name in names})
+
+    def native_encoding(self, backbone: Any, native: nn.Module, layer: int) -> PositionalEncoding | None:
+        return None
 
     def can_hold(self, encoding: PositionalEncoding) -> bool:
         return False
@@ -417,12 +435,6 @@ class TableArchitecture(AddedArchitecture):
     def before(self, native: Any) -> int:
         """`offset` of this table."""
         return self.offset
-
-    def fresh(self, native: nn.Module, config: PretrainedConfig) -> nn.Module:
-        raise ValueError(
-            "this checkpoint was saved without the model's own position table, so there is nothing to go back to; "
-            "load the original checkpoint instead"
-        )
 
     def native_table(self, native: nn.Module) -> Tensor | None:
         weight = _loaded(native)
@@ -462,16 +474,31 @@ class ZeroTable(nn.Module):
 
     def __init__(self, width: int, dtype: torch.dtype):
         super().__init__()
-        self.width, self.zero = width, torch.zeros((), dtype=dtype, device="cpu")
+        self.width = width
+        self._set(dtype)
+
+    def _set(self, dtype: torch.dtype) -> None:
+        zero: Any = torch.zeros((), dtype=dtype, device="cpu")
+        zero._is_hf_initialized = True  # else `_init_weights` of some models would put numbers here
+        self.weight = zero  # no parameter
 
     def _apply(self, fn, recurse: bool = True):
-        self.zero = torch.zeros((), dtype=fn(self.zero).dtype, device="cpu")
+        self._set(fn(self.weight).dtype)
         return super()._apply(fn, recurse)
 
     def forward(self, *args, position_ids: Tensor | None = None, **kwargs) -> Tensor:
         """Zeros [...,width], for the indices [...] that rows are looked up by, or embeddings of that shape; they take no memory."""
         by = next(x for x in (position_ids, *args, *kwargs.values()) if isinstance(x, Tensor))
-        return self.zero.to(by.device).expand(*(by.shape[:-1] if by.is_floating_point() else by.shape), self.width)
+        return self.weight.to(by.device).expand(*(by.shape[:-1] if by.is_floating_point() else by.shape), self.width)
+
+
+def check_sees_back(backbone: Any) -> None:
+    """Raise ValueError for a model that sees both ways."""
+    if not backbone.config.is_decoder:
+        raise ValueError(
+            f"this {type(backbone).__name__} sees both ways, and encodings are defined for tokens that see those before them; "
+            "load it as a decoder, with is_decoder=True"
+        )
 
 
 def forward_is_foreign(attention: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Divided
-from .base import TableArchitecture, register
+from .base import TableArchitecture, check_sees_back, register
 
 
 class BERT(TableArchitecture):
@@ -23,11 +23,7 @@ class BERT(TableArchitecture):
         return arguments
 
     def check(self, backbone: PreTrainedModel) -> None:
-        if not backbone.config.is_decoder:
-            raise ValueError(
-                f"this {type(backbone).__name__} sees both ways, and encodings are defined for tokens that see those before them; "
-                "load it as a decoder, with is_decoder=True"
-            )
+        check_sees_back(backbone)
 
 
 class MegatronBERT(BERT):

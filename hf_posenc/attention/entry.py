@@ -16,7 +16,7 @@ from .cached import ENCODED
 from .call import Call
 from .choice import BACKENDS, FLASH, choose
 from .layout import Layout
-from .masks import Mask
+from .masks import Mask, visible
 from .places import here
 from .settled import Settled
 from .structured import mask_for_eager, mask_for_flex, mask_for_sdpa
@@ -82,7 +82,9 @@ def posenc_scores(module: nn.Module, query: Tensor, key: Tensor, mask: Mask, sca
 def _call(backend: str, site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     encoded = kwargs.pop(ENCODED, False)
+    added = kwargs.pop("position_bias", None)  # the native bias of the family: that of a patched layer is its encoding
     if site is None:
+        mask = _as_numbers(module, mask, query, key, added, kwargs.get("is_causal"))
         return Call(module, query, key, value, mask, None, None, scaling, kwargs)  # type: ignore[arg-type]
     kwargs["position_ids"] = pos = site.settled.of(kwargs)
     encoding = here(site.encoding, pos)
@@ -92,6 +94,17 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     if not encoded:
         key = encoding.cached_key(key, layout.k_pos)
     return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, backend, avoided=site.avoided)
+
+
+def _as_numbers(module: nn.Module, mask: Mask, query: Tensor, key: Tensor, added: Tensor | None, causal: bool | None) -> Mask:
+    """`mask` with what a stock family adds to its scores; none, where it sees both ways, as one that hides nothing."""
+    both_ways = mask is None and not (getattr(module, "is_causal", True) if causal is None else causal)
+    if added is None:
+        return query.new_zeros(1, 1, 1, 1) if both_ways else mask
+    if both_ways:
+        return added
+    seen = visible(mask, slice(0, query.shape[2]), query.shape[2], key.shape[2], query.device)
+    return added.masked_fill(~seen, torch.finfo(added.dtype).min)
 
 
 def _said(backend: str, mask: Mask, query: Tensor, key: Tensor) -> Mask:

@@ -245,7 +245,7 @@ class PositionalEncoding(nn.Module):
         return None
 
     def adopt(self, table: Tensor) -> None:
-        """Start from the position table [L,M] that the model was trained with."""
+        """Start from the table that the model was trained with, [L,M] by position or [N,H] by bucket, if it is one of this kind."""
 
     def check_positions(self, last: int) -> None:
         """Raise ValueError if position `last` is not defined."""

@@ -163,12 +163,18 @@ def _prove_family(subject: Patch) -> None:
         here, there = (_unscaled(subject, i, *at) for at in ((free[i], pos), (moved[i], elsewhere)))
         _check(subject, i, here, there, "still depends on positions when the native encoding is switched off")
         _check_scale(subject, i, free[i])
-    prove = _prove_rotation if subject.architecture.rotates else _prove_table
-    prove(subject, seen, free, stock, without)
+    native = {i: subject.architecture.native_encoding(subject.backbone, subject.native, i) for i in seen}
+    if subject.architecture.rotates:
+        _prove_rotation(subject, native, seen, free, stock, without)
+    elif any(native.values()):
+        _prove_bias(subject, native, stock, without)
+    else:
+        _prove_table(subject, seen, free, stock, without)
 
 
-def _prove_rotation(subject: Patch, seen: dict[int, Handed], free: dict[int, Handed], stock: Tensor, without: Tensor) -> None:
-    native = {i: _native(subject, i) for i in seen}
+def _prove_rotation(
+    subject: Patch, native: dict[int, Any], seen: dict[int, Handed], free: dict[int, Handed], stock: Tensor, without: Tensor
+) -> None:
     for i, rotation in native.items():
         if rotation is None:
             _check(subject, i, free[i], seen[i], "is said to have no rotation, but turns its queries and keys")
@@ -215,6 +221,13 @@ def _still(subject: Patch) -> dict[int, PositionalEncoding]:
     return {i: NoBias(subject.geometry(i)) for i in subject.attentions}
 
 
+def _prove_bias(subject: Patch, native: dict[int, Any], stock: Tensor, without: Tensor) -> None:
+    if torch.equal(stock, without):
+        raise ValueError(f"{_name(subject)} cannot be patched: it does not react to the bias of its positions")
+    _compare(subject, native, stock, stock - without, "the native bias")
+    _compare(subject, _still(subject), without, stock - without, "a bias of zero")
+
+
 class NoBias(PositionalEncoding):
     """A bias of zero: it needs the positions and must change nothing."""
 
@@ -226,7 +239,7 @@ class NoBias(PositionalEncoding):
 
 def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
     """That the encodings of `requests` arrive in their layers, and that the model runs with them."""
-    native = {i: _native(subject, i) for i in subject.attentions}
+    native = {i: subject.architecture.native_encoding(subject.backbone, subject.native, i) for i in subject.attentions}
     try:
         for request in requests:
             apply(subject, request)
@@ -250,18 +263,10 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
         )
 
 
-def _native(subject: Patch, layer: int) -> Any:
-    """The native rotation or bias of a layer, as an encoding; None where there is none."""
-    if not subject.architecture.rotates or not subject.architecture.uses_slot(subject.attentions[layer]):
-        return None
-    return _rotation(subject, layer)
-
-
 def _rotation(subject: Patch, layer: int) -> PositionalEncoding:
-    """The rotation that stands on the geometry of a layer; the native one where it has one."""
-    geometry = subject.geometry(layer)
-    as_it_is = dataclasses.replace(geometry, rope_type="default", rope_parameters=())  # whatever scheme its frequencies came from
-    return create(subject.architecture.native_name, as_it_is)
+    """A rotation that stands on the geometry of a layer: the native one where it has one."""
+    as_it_is = dataclasses.replace(subject.geometry(layer), rope_type="default", rope_parameters=())
+    return create("rope", as_it_is)
 
 
 def _nowhere(subject: Patch) -> Placement:
@@ -295,7 +300,7 @@ def _close(one: Tensor, other: Tensor, among: Tensor) -> bool:
 
 def _check_sizes(subject: Patch, layer: int, handed: Handed) -> None:
     """That a layer has the heads that encodings are told of."""
-    geometry, (query, key) = subject.geometry(layer), handed
+    geometry, query, key = subject.geometry(layer), handed.query, handed.key
     told, found = (geometry.num_heads, geometry.num_kv_heads, geometry.head_dim), (query.shape[1], key.shape[1], query.shape[-1])
     if told != found:
         raise ValueError(

@@ -20,7 +20,8 @@ class T5Bias(PositionalEncoding):
         num_buckets: buckets of a causal decoder.
         max_distance: tokens; all greater distances share the last bucket.
 
-    Needs training. Differs from the paper: the scores are divided by sqrt(D), as the host model does it.
+    A model that has such buckets keeps its own. Needs training, wherever they are new. Differs from the paper: the scores are divided
+    by sqrt(D), where the host model does it.
     """
 
     relative = True
@@ -32,6 +33,10 @@ class T5Bias(PositionalEncoding):
         self.max_distance = count("max_distance", max_distance, self.num_buckets // 2 + 1)
         std = geometry.hidden_size**-0.5
         self.table = nn.Parameter(torch.randn(self.num_buckets, geometry.num_heads) * std)
+
+    def adopt(self, table: Tensor) -> None:
+        if table.shape == self.table.shape:
+            self.table = nn.Parameter(table.detach().clone())
 
     def bucket(self, distance: Tensor) -> Tensor:
         """Bucket of each distance i - j in tokens; the future shares the bucket of distance 0."""

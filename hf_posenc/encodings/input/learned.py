@@ -41,7 +41,8 @@ class LearnedAbsolute(PositionalEncoding):
         return self.table
 
     def adopt(self, table: Tensor) -> None:
-        self.table = nn.Parameter(resize(table.detach(), self.rows))
+        if table.shape[1] == self.table.shape[1]:
+            self.table = nn.Parameter(resize(table.detach(), self.rows))
 
     def check_positions(self, last: int) -> None:
         if last >= self.rows:
