@@ -92,7 +92,7 @@ def inspect(model: nn.Module) -> Report:
         native=f"{native} {parameters}" if parameters else native,
         encodings=_live(record),
         without=_without(record),
-        num_layers=len(record.attentions),
+        num_layers=record.num_layers,
         attention=record.live_backend,
         context_length=record.max_positions,
         stock_checkpoint=record.stock or not record.placements,

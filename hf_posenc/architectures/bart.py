@@ -16,6 +16,14 @@ class Decoder(AddedArchitecture):
     packs = False
     counts_padding = True
 
+    def layer_types(self, config: PretrainedConfig) -> tuple[str, ...]:
+        return ("full_attention",) * config.decoder_layers
+
+    def _sizes(self, config: PretrainedConfig) -> dict[str, Any]:
+        heads = config.decoder_attention_heads
+        sizes = {"num_heads": heads, "num_kv_heads": heads, "head_dim": config.hidden_size // heads, "num_layers": config.decoder_layers}
+        return super()._sizes(config) | sizes
+
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
         scale = getattr(backbone, "embed_scale", 1.0)
         if encoding.has("embed") and scale != 1.0:

@@ -95,7 +95,6 @@ class Architecture:
 
     def layer_types(self, config: PretrainedConfig) -> tuple[str, ...]:
         """Per layer, "full_attention" or "sliding_attention"."""
-        config = config.get_text_config(decoder=True)
         types = getattr(config, "layer_types", None)
         if types is None:
             sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
@@ -190,7 +189,6 @@ class Architecture:
         )
 
     def _sizes(self, config: PretrainedConfig) -> dict[str, Any]:
-        config = config.get_text_config(decoder=True)  # of an encoder-decoder: the sizes of its decoder
         heads = config.num_attention_heads
         return {
             "hidden_size": config.hidden_size,

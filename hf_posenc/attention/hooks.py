@@ -14,7 +14,7 @@ from ..encodings.base import at_hand, has_values
 from .cached import ENCODED, EncodedKeys, no_continuous_batching
 from .entry import PREFIX
 from .places import here
-from .positions import bound, resolve
+from .positions import AXES, bound, on_axes, on_every_axis, resolve
 from .settled import Remember, Settled
 
 
@@ -55,7 +55,10 @@ class BackbonePositions:
             if not isinstance(kwargs.get("cache"), Cache | None):  # a paged one, from a manager older than the patch
                 no_continuous_batching()
         self.settled.pos = pos = resolve(kwargs)
-        kwargs = self.hand_down(backbone, kwargs, pos, self.names)
+        if on_axes(kwargs):
+            setattr(pos, AXES, kwargs["position_ids"])  # the native slot sees what it was given
+        else:
+            kwargs = self.hand_down(backbone, kwargs, pos, self.names)
         if backbone.training and not torch.compiler.is_compiling():
             Remember.put_in(backbone, self.settled)
         for placement in self.placements:
@@ -115,7 +118,7 @@ class LayerRotation:
         if "posenc_rotary" in attention._modules:
             extra = (self.group,) if self.group else ()
             like = native if isinstance(native, torch.Tensor) else native[0]
-            own = attention.posenc_rotary(like, self.settled.of(kwargs), *extra)
+            own = attention.posenc_rotary(like, on_every_axis(self.settled.of({})).to(like.device), *extra)
         else:
             own = self.still(native)
         return args, kwargs | {"position_embeddings": own}

@@ -10,6 +10,9 @@ from torch import Tensor
 from .cached import cache_in
 from .places import COUNTED, follow
 
+AXES = "posenc_axes"
+"""Attribute of settled positions that holds the position ids of a call on their several axes."""
+
 
 def resolve(arguments: dict[str, Any]) -> Tensor:
     """Positions [1 or B,Q] of the tokens that a backbone is called with, in tokens.
@@ -19,10 +22,13 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
 
     Args:
         arguments: keyword arguments of the call: `input_ids` or `inputs_embeds`, `attention_mask`, `position_ids`, and a cache. Tokens
-            are [B,Q], or [B,choices,Q] where the backbone makes one batch of them.
+            are [B,Q], or [B,choices,Q] where the backbone makes one batch of them. Position ids on several axes (`on_axes`) give those
+            of the text where they come first of four; three, of time, height and width, say nothing of the order of tokens.
     """
     given, tokens = arguments.get("position_ids"), arguments.get("input_ids")
     device, length = (tokens.device, tokens.shape[-1]) if tokens is not None else _of_embeddings(arguments["inputs_embeds"])
+    if on_axes(arguments):
+        given = given[0] if len(given) == 4 else None
     if given is not None:
         # A tensor of this forward pass alone, by which its layers know each other.
         return follow(given.reshape(-1, length) if given.ndim > 2 and tokens is not None and tokens.ndim > 2 else given[...])
@@ -34,6 +40,18 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
     if not torch.compiler.is_compiling():
         setattr(counted, COUNTED, True)
     return follow(counted)
+
+
+def on_axes(arguments: dict[str, Any]) -> bool:
+    """Whether the position ids of a call are those of M-RoPE (Qwen2-VL, arXiv:2409.12191): [3,B,Q], or [4,B,Q] with the text before."""
+    given, tokens = arguments.get("position_ids"), arguments.get("input_ids")
+    return isinstance(given, Tensor) and given.ndim == 3 and (tokens is None or tokens.ndim == 2)
+
+
+def on_every_axis(pos: Tensor) -> Tensor:
+    """The positions that a rotary module takes, [B,Q] or [3,B,Q], where `pos` are settled ones."""
+    axes = getattr(pos, AXES, None)
+    return pos if axes is None else axes[-3:]
 
 
 def bound(arguments: dict[str, Any], pos: Tensor) -> int | None:

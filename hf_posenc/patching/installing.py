@@ -106,7 +106,8 @@ def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None
 
 
 def _hook_backbone(record: Patch) -> None:
-    if any(not p.native or p.in_table for p in record.placements):
+    alone = any("posenc_rotary" in attention._modules for attention in record.attentions.values())
+    if alone or any(not p.native or p.in_table for p in record.placements):
         names = list(inspect.signature(type(record.backbone).forward).parameters)[1:]
         in_attention = any(p.in_attention for p in record.placements)
         change = partial(change_backend, record) if in_attention else None
