@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 from .base import Architecture, TableArchitecture
 
 
-def candidates(model: PreTrainedModel) -> Iterator[Architecture]:
-    """What the family of `model` may be, by its structure; nothing where there is no decoder in it that could be patched."""
-    backbone = model.base_model
+def candidates(backbone: PreTrainedModel) -> Iterator[Architecture]:
+    """What the family of a decoder may be, by its structure; nothing where there is none that could be patched."""
     if (found := _layers(backbone)) is None:
         return
     path, attention = found
@@ -24,8 +23,8 @@ def candidates(model: PreTrainedModel) -> Iterator[Architecture]:
         if hasattr(module, "inv_freq"):
             for interleaved in (False, True):
                 yield _filled(Architecture(), layers=path, attention=attention, slot=name, interleaved=interleaved, packs=False)
-        elif isinstance(module, nn.Embedding) and module is not model.get_input_embeddings():
-            before = module.num_embeddings - model.config.max_position_embeddings
+        elif isinstance(module, nn.Embedding) and module is not backbone.get_input_embeddings():
+            before = module.num_embeddings - getattr(backbone.config, "max_position_embeddings", 0)
             if 0 <= before <= 2:
                 yield _filled(TableArchitecture(), layers=path, attention=attention, slot=name, offset=before, packs=False)
 

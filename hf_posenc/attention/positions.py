@@ -27,7 +27,7 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
     """
     given, tokens = arguments.get("position_ids"), arguments.get("input_ids")
     device, length = (tokens.device, tokens.shape[-1]) if tokens is not None else _of_embeddings(arguments["inputs_embeds"])
-    if on_axes(arguments):
+    if given is not None and on_axes(arguments):
         given = given[0] if len(given) == 4 else None
     if given is not None:
         # A tensor of this forward pass alone, by which its layers know each other.

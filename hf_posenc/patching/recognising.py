@@ -19,29 +19,35 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     Raises:
         ValueError: its type is not registered, and its structure is not one that can be patched.
     """
+    decoder = decoder_of(model)
     for model_type in _types(model):
         if model_type in ARCHITECTURES:
-            return ARCHITECTURES[model_type].variant(decoder_of(model).config)
-    if live := model.base_model.__dict__.get(RECORD):
+            return ARCHITECTURES[model_type].variant(decoder.config)
+    if live := decoder.__dict__.get(RECORD):
         return live.architecture
-    key = type(model.base_model), written(model.config)
+    if not isinstance(decoder, PreTrainedModel):
+        raise ValueError(f"{_named(model)} is not supported: {type(decoder).__name__} is no model of transformers on its own")
+    key = type(decoder), written(decoder.config)
     if key not in _recognised:
-        _recognised[key] = _shown(model)
+        _recognised[key] = _shown(model, decoder)
     return _recognised[key]
 
 
-def _shown(model: PreTrainedModel) -> Architecture:
+def _shown(model: PreTrainedModel, decoder: PreTrainedModel) -> Architecture:
     faults = []
-    for guess in candidates(model):
+    for guess in candidates(decoder):
         try:
-            prove_structure(Patch(model, guess, guess.backbone(model)))
+            prove_structure(Patch(decoder, guess, decoder))
         except Exception as error:  # whatever a forward of somebody else's raises when the guess is wrong
             faults.append(str(error))
         else:
             return guess
     why = f", and its structure is not that of a decoder which could be ({faults[0]})" if faults else ""
-    named = " around ".join(repr(model_type) for model_type in dict.fromkeys(_types(model)))
-    raise ValueError(f"model type {named} is not supported{why}. Supported: {', '.join(ARCHITECTURES)}")
+    raise ValueError(f"{_named(model)} is not supported{why}. Supported: {', '.join(ARCHITECTURES)}")
+
+
+def _named(model: PreTrainedModel) -> str:
+    return "model type " + " around ".join(repr(model_type) for model_type in dict.fromkeys(_types(model)))
 
 
 def _types(model: PreTrainedModel) -> list[str]:
