@@ -75,8 +75,9 @@ class Architecture:
         return attrgetter(self.layers)(backbone)
 
     def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
-        """The attention modules by layer, without the layers that have none."""
-        found = {i: _inside(layer, self.attention) for i, layer in enumerate(self.stack(backbone))}
+        """The attention modules by layer, without the layers that have none, or one without a softmax."""
+        linear = {i for i, kind in enumerate(self.layer_types(backbone.config)) if kind == "linear_attention"}
+        found = {i: _inside(layer, self.attention) for i, layer in enumerate(self.stack(backbone)) if i not in linear}
         return {i: attention for i, attention in found.items() if attention is not None}
 
     def has_slot(self, config: PretrainedConfig) -> bool:
@@ -85,7 +86,12 @@ class Architecture:
 
     def native(self, backbone: PreTrainedModel) -> nn.Module:
         """What is in the native slot now."""
-        return backbone.get_submodule(str(self.slot)) if self.has_slot(backbone.config) else NoEncoding()
+        if not self.has_slot(backbone.config):
+            return NoEncoding()
+        try:
+            return backbone.get_submodule(str(self.slot))
+        except AttributeError as error:
+            raise ValueError(f"{type(backbone).__name__} has no {self.slot!r} that an encoding could take the place of") from error
 
     def put(self, backbone: PreTrainedModel, module: nn.Module) -> None:
         """Put `module` into the native slot."""

@@ -1,15 +1,12 @@
 """Decoders of text that come only within a model for other media."""
 
 from .base import Architecture, register
-
-
-class Interleaved(Architecture):
-    interleaved = True
+from .interleaved import Interleaved
 
 
 register(
-    *("aria_text", "cohere_compass_text", "cosmos3_edge_text", "ernie4_5_vl_moe_text", "evolla", "gemma", "glm4v_moe_text", "granite"),
-    *("granite_docling_text", "hunyuan_vl_text", "minimax_m3_vl_text", "paddleocr_vl_text", "qwen2_5_omni_text", "qwen2_5_vl_text"),
+    *("cosmos3_edge_text", "ernie4_5_vl_moe_text", "evolla", "glm4v_moe_text"),
+    *("granite_docling_text", "hunyuan_vl_text", "paddleocr_vl_text", "qwen2_5_omni_text", "qwen2_5_vl_text"),
     *("qwen2_vl_text", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text", "voxtral_realtime_text"),
 )(Architecture())
 register("glm4v_text", "glm_ocr_text")(Interleaved())

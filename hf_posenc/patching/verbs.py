@@ -118,6 +118,8 @@ def patch_of(model: nn.Module) -> Patch:
 
 def _check_model(record: Patch) -> None:
     record.architecture.check(record.backbone)
+    if not record.attentions:
+        raise ValueError(f"no layer of {type(record.backbone).__name__} has an attention to patch")
     for i, attention in record.attentions.items():
         if forward_is_foreign(attention):
             raise ValueError(

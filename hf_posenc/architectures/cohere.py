@@ -1,8 +1,0 @@
-from .base import Architecture, register
-
-
-class Cohere(Architecture):
-    interleaved = True
-
-
-register("cohere")(Cohere())

@@ -1,0 +1,24 @@
+"""Families with layers that keep a state beside those with attention, or in them: the state runs on from one document to the next."""
+
+from .base import Architecture, register
+from .mla import MLA
+
+
+class Hybrid(Architecture):
+    packs = False
+
+
+class LFM2MoE(Hybrid):
+    slot = "pos_emb"
+
+
+class HybridMLA(MLA):
+    packs = False
+
+
+register(
+    *("bamba", "falcon_h1", "granitemoehybrid", "minimax", "olmo_hybrid", "zaya"),
+    *("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
+)(Hybrid())
+register("lfm2_moe")(LFM2MoE())
+register("bailing_hybrid")(HybridMLA())
