@@ -12,7 +12,7 @@ def pytest_addoption(parser):
 def pytest_generate_tests(metafunc):
     """Give a test that is marked `pairs` its families and encodings, and one that is marked `one_of_each` its encodings."""
     if marker := metafunc.definition.get_closest_marker("pairs"):
-        names, families = list(design.ENCODINGS), list(design.ARCHITECTURES)
+        names, families = list(design.ENCODINGS), list(design.FAMILIES)
         if metafunc.config.getoption("all_pairs"):
             pairs = design.everything()
         elif marker.args == ("kinds",):

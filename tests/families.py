@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import tiny  # noqa: F401  (quiet, offline, one thread)
 import torch
 import transformers
-from tiny import torch as _seeded  # noqa: F401  (quiet, offline, one thread)
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
@@ -80,10 +80,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
-        "indexer_head_dim": 64,
+        "indexer_head_dim": 256,
         "indexer_budget": 64,
         "indexer_compress_ratio": 4,
     },
+    "reformer": {"axial_pos_embds": False, "is_decoder": True},
     "xmod": {"default_language": "en_XX"},
 }
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import transformers
+from design import FAMILIES
 from tiny import NATIVE, options_for, tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers import (
@@ -595,7 +596,7 @@ def test_a_stock_checkpoint_computes_what_the_patched_model_did(arch, name, tmp_
             assert_close(stock(**inputs).logits[real], model(**inputs).logits[real], **CLOSE, msg=lambda m, k=kind: f"{k}: {m}")
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", FAMILIES)
 def test_what_can_be_a_stock_checkpoint_is_one(arch):
     """But where the stock model counts padding: a patched one does not."""
     counts = getattr(ARCHITECTURES[arch], "counts_padding", False)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from design import FAMILIES
 from tiny import NATIVE, WINDOW, options_for, tiny_model
 from torch.testing import assert_close
 from transformers import AttentionInterface, AutoModelForCausalLM, StaticCache
@@ -268,7 +269,7 @@ def test_half_precision_stays_close(arch, name, batch):
 
 
 # Each is a new process: a few now, the others with the slow tests.
-@pytest.mark.parametrize("arch", [pytest.param(arch, marks=[pytest.mark.slow] * (at % 8 > 0)) for at, arch in enumerate(ARCHITECTURES)])
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=[pytest.mark.slow] * (at % 8 > 0)) for at, arch in enumerate(FAMILIES)])
 def test_loading_without_the_package_fails_loudly(arch, tmp_path):
     foreign = next(n for n in hf_posenc.list_encodings() if not hf_posenc.inspect(patched_model(arch, n)).stock_checkpoint)
     model = patched_model(arch, foreign)

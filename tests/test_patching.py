@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from design import FAMILIES
 from tiny import NATIVE, WINDOW, options_for, tiny_config, tiny_model
 from torch import nn
 from torch.testing import assert_close
@@ -14,12 +15,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import hf_posenc
-from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.patching import patch_of
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
-ROTARY = [a for a in ARCHITECTURES if patch_of(tiny_model(a)).architecture.native_table(patch_of(tiny_model(a)).native) is None]
+ROTARY = [a for a in FAMILIES if patch_of(tiny_model(a)).architecture.native_table(patch_of(tiny_model(a)).native) is None]
 every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from design import FAMILIES
 from tiny import options_for, tiny_config, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Model, LlamaModel
@@ -172,7 +173,7 @@ def test_an_encoding_whose_slot_and_formula_disagree(monkeypatch):
 # -- the twin ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", FAMILIES)
 def test_a_model_without_weights_is_proven_on_a_twin(arch):
     """At its real size, on the meta device."""
     config = tiny_config(arch, num_hidden_layers=2) if arch == "gemma3_text" else type(tiny_config(arch))()

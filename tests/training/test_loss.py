@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import design
 import pytest
 import torch
 from datasets import Dataset
@@ -23,7 +24,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 import hf_posenc
-from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.benchmarking import peak_bytes
 from hf_posenc.training import chunk_loss, full_loss
 
@@ -33,7 +33,7 @@ SCALED = {
     "gemma2": {"final_logit_softcapping": 2.0},
     "opt": {"word_embed_proj_dim": 16},
 }
-FAMILIES = sorted({*ARCHITECTURES, *SCALED})
+FAMILIES = sorted({*design.FAMILIES, *SCALED})
 
 
 def model_of(family="llama", dtype=torch.float32, **changes):

@@ -6,6 +6,7 @@ from itertools import chain
 import pytest
 import torch
 from datasets import Dataset
+from design import FAMILIES
 from tiny import options_for, save_tiny, tiny_config, tiny_model
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -21,7 +22,7 @@ from hf_posenc.training.packing import cut_blocks
 LENGTHS = (4, 14, 6)
 """Of the documents of one block; the second is longer than the native context of the tiny models."""
 EVERY_ENCODING = [(family, name) for family in ("llama", "gpt2") for name in hf_posenc.list_encodings()]
-EVERY_FAMILY = [(family, name) for family in ARCHITECTURES for name in ("alibi", "rope")]
+EVERY_FAMILY = [(family, name) for family in FAMILIES for name in ("alibi", "rope")]
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ def watch_masks(model):
     return seen
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_sees_what_leaks(family):
     """Stock models: with a mask of ones all leak, without one those that `packs` denies."""
     model = tiny_model(family).train()
@@ -314,7 +315,7 @@ def test_the_check_says_that_weights_are_no_numbers():
         check_isolation(model)
 
 
-@pytest.mark.parametrize("family", [family for family in ARCHITECTURES if not ARCHITECTURES[family].packs])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not ARCHITECTURES[family].packs])
 def test_a_patch_after_the_masks_leaves_documents_apart(family):
     """The callback that anneals an option patches a model that is in training already."""
     model = trainable(family)
