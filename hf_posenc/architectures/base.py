@@ -99,6 +99,10 @@ class Architecture:
             owner, _, name = str(self.slot).rpartition(".")
             setattr(backbone.get_submodule(owner), name, module)
 
+    def beside(self, backbone: PreTrainedModel) -> dict[str, Any]:
+        """What a forward pass of the backbone needs beside tokens."""
+        return {}
+
     def layer_types(self, config: PretrainedConfig) -> tuple[str, ...]:
         """Per layer, "full_attention" or "sliding_attention"."""
         types = getattr(config, "layer_types", None)

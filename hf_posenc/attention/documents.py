@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -13,13 +12,12 @@ from transformers.masking_utils import create_masks_for_generate, packed_sequenc
 
 from .cached import cache_in
 from .choice import FLASH
-from .positions import COUNTED
+from .positions import COUNTED, arguments_of
 
 
 def hook_documents(decoder: nn.Module) -> RemovableHandle:
     """Let a decoder keep packed documents apart (`DocumentMasks`); the handle undoes it."""
-    names = list(inspect.signature(type(decoder).forward).parameters)[1:]
-    return decoder.register_forward_pre_hook(DocumentMasks(names), with_kwargs=True)
+    return decoder.register_forward_pre_hook(DocumentMasks(arguments_of(decoder)), with_kwargs=True)
 
 
 class DocumentMasks:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cached import cache_in
 from .places import COUNTED, follow
@@ -66,6 +67,17 @@ def bound(arguments: dict[str, Any], pos: Tensor) -> int | None:
     if counted or (past > 0 if isinstance(past, int) else length == 1):  # a static cache keeps its length on the device
         return (length if cache is None else sum(cache.get_mask_sizes(length, 0))) - 1
     return None
+
+
+def arguments_of(decoder: nn.Module) -> list[str]:
+    """Names of what the `forward` of a decoder takes, in order."""
+    return list(inspect.signature(type(decoder).forward).parameters)[1:]
+
+
+def length_of(arguments: dict[str, Any]) -> int:
+    """How many tokens a row has that a backbone is called with."""
+    tokens = arguments.get("input_ids")
+    return tokens.shape[-1] if tokens is not None else arguments["inputs_embeds"].shape[-2]
 
 
 def _of_embeddings(x: Tensor) -> tuple[torch.device, int]:

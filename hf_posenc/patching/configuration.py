@@ -25,7 +25,7 @@ def share(record: Patch, model: PreTrainedModel, own: PretrainedConfig) -> None:
     Configurations around it are copied as far as they lead there. What a decoder shares with the encoder beside it stays the encoder's.
     """
     known = {id(record.shared): own}
-    for module, config in configs_in(record.backbone if own.is_encoder_decoder else model).items():
+    for module, config in configs_in(record.backbone if record.beside_encoder else model).items():
         module.config = _with(config, known)
 
 
@@ -62,7 +62,7 @@ def stock_config(record: Patch, contents: dict[Group, PositionalEncoding | None]
     Args:
         contents, alone: as `Architecture.slot_contents` sorts them.
     """
-    if alone or not contents or not all(p.native for p in record.placements) or record.backbone.config.is_encoder_decoder:
+    if alone or not contents or not all(p.native for p in record.placements) or record.beside_encoder:
         return None  # and where an encoder shares the configuration, it would be told too
     config = record.native_config()
     for name, value in record.said_length.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import Any
 
@@ -10,10 +9,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..architectures.base import Group
+from ..attention.ahead import NothingAhead
 from ..attention.cached import changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents
 from ..attention.entry import EncodingSite
 from ..attention.hooks import BackbonePositions, CachedKeys, TablePositions
+from ..attention.positions import arguments_of
 from ..attention.settled import Forget, Remember
 from ..encodings import PositionalEncoding
 from ..verdict import avoided
@@ -108,10 +109,9 @@ def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None
 def _hook_backbone(record: Patch) -> None:
     alone = any("posenc_rotary" in attention._modules for attention in record.attentions.values())
     if alone or any(not p.native or p.in_table for p in record.placements):
-        names = list(inspect.signature(type(record.backbone).forward).parameters)[1:]
-        in_attention = any(p.in_attention for p in record.placements)
-        change = partial(change_backend, record) if in_attention else None
-        hook = BackbonePositions(names, record.placements, record.settled, record.architecture.hand_down, change)
+        names = arguments_of(record.backbone)
+        follow = partial(change_backend, record) if any(p.in_attention for p in record.placements) else None
+        hook = BackbonePositions(names, record.placements, record.settled, record.architecture.hand_down, follow)
         record.handles.append(record.backbone.register_forward_pre_hook(hook, with_kwargs=True))
         record.handles.append(record.backbone.register_forward_hook(Forget(record.settled)))
         if "position_ids" not in names and any(p.in_table for p in record.placements):
@@ -122,12 +122,15 @@ def _hook_backbone(record: Patch) -> None:
 
 
 def _instruct(record: Patch) -> None:
-    """Let the models around the backbone save it as it is, and refuse what would bypass the attention function."""
+    """Let the models around the backbone save it as it is, and refuse what would bypass the attention function or makes no sense to it."""
     save_as_patched(record)
-    if any(p.in_attention for p in record.placements):
-        for model in record.holders:
-            if hasattr(model, "init_continuous_batching"):
-                model.init_continuous_batching = no_continuous_batching
+    names = [p.request.name for p in record.placements if p.in_attention]
+    for model in record.holders if names else ():
+        if hasattr(model, "init_continuous_batching"):
+            model.init_continuous_batching = no_continuous_batching
+    if names and any(model.config is not record.backbone.config for model in record.holders):
+        hook = NothingAhead(arguments_of(record.backbone), list(dict.fromkeys(names)))
+        record.handles.append(record.backbone.register_forward_pre_hook(hook, with_kwargs=True))
 
 
 def change_backend(record: Patch, backend: str) -> None:

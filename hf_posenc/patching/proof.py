@@ -410,8 +410,9 @@ def _decode(subject: Patch) -> Tensor | None:
 
 @torch.no_grad()
 def _forward(subject: Patch, inputs: dict[str, Any], use_cache: bool = False) -> Any:
+    beside = subject.architecture.beside(subject.backbone)
     with torch.autocast(inputs["inputs_embeds" if "inputs_embeds" in inputs else "input_ids"].device.type, enabled=False):
-        return subject.backbone(**inputs, use_cache=use_cache, return_dict=True)
+        return subject.backbone(**inputs, **beside, use_cache=use_cache, return_dict=True)
 
 
 def _tokens(subject: Patch) -> Tensor:

@@ -96,6 +96,11 @@ class Patch:
         return [model for model in models if any(module is self.backbone for module in model.modules())]
 
     @property
+    def beside_encoder(self) -> bool:
+        """Whether an encoder has the configuration of the decoder, and must not be told what the decoder is."""
+        return self.shared.is_encoder_decoder and any(m.config is self.shared for m in self.holders if m is not self.backbone)
+
+    @property
     def slot(self) -> nn.Module:
         """What is in the slot of the family now."""
         return self.architecture.native(self.backbone)
