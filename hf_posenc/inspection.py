@@ -86,7 +86,8 @@ def inspect(model: nn.Module) -> Report:
     """
     record = patch_of(model)
     native = type(record.native).__name__
-    parameters = getattr(record.native_config(), "rope_parameters", None)
+    config = record.native_config()
+    parameters = getattr(config, "rope_parameters", None) if record.architecture.has_slot(config) else None
     return Report(
         model_type=record.model.config.model_type,
         native=f"{native} {parameters}" if parameters else native,

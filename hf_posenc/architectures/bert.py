@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Divided
-from .base import TableArchitecture, check_sees_back, register
+from ..encodings import Geometry
+from .base import Group, NoEncoding, TableArchitecture, check_sees_back, register
+from .handed import HandedArchitecture, Without
 
 
 class BERT(TableArchitecture):
@@ -30,6 +32,37 @@ class MegatronBERT(BERT):
     """Writes its attention down."""
 
     seam = Divided()
+
+
+class BigBird(MegatronBERT):
+    def check(self, backbone: PreTrainedModel) -> None:
+        super().check(backbone)
+        if backbone.config.attention_type != "original_full":
+            raise ValueError("BigBird with sparse attention multiplies blocks of keys; load it with attention_type='original_full'")
+
+
+class RoFormer(HandedArchitecture):
+    """Has no table: sines and cosines of its own count of tokens are handed to each layer."""
+
+    layers, attention = "encoder.layer", "attention.self"
+    seam = Divided()
+    native_name = "rope"
+    without = Without("sinusoidal_pos")
+
+    def native(self, backbone: PreTrainedModel) -> nn.Module:
+        return Sinusoids()
+
+    def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
+        return Geometry(**self._sizes(config), interleaved=True)
+
+    def check(self, backbone: PreTrainedModel) -> None:
+        check_sees_back(backbone)
+        if backbone.config.rotary_value:
+            raise ValueError("RoFormer with rotary_value=True turns values too, which no encoding does")
+
+
+class Sinusoids(NoEncoding):
+    """Stands for a rotation that is an argument of the attention modules."""
 
 
 class RemBERT(MegatronBERT):
@@ -77,6 +110,8 @@ class GIT(BERT):
 
 register("bert", "bert-generation", "ernie", "roc_bert")(BERT())
 register("megatron-bert")(MegatronBERT())
+register("big_bird")(BigBird())
 register("rembert")(RemBERT())
+register("roformer")(RoFormer())
 register("electra")(Electra())
 register("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")(RoBERTa())

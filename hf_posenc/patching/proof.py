@@ -49,7 +49,8 @@ def prove(record: Patch, requests: Sequence[Request]) -> None:
     Raises:
         ValueError: it would not, or it cannot be tried. The model is as it was.
     """
-    family = (type(record.backbone), id(record.architecture), written(record.native_config()))
+    backend = record.architecture.seam.tried_with(record.live_backend)
+    family = (type(record.backbone), id(record.architecture), backend, written(record.native_config()))
     wanted = (*family, *(_key(request) for request in requests))
     if wanted in _proven or _trying.get():
         return

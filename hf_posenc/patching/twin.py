@@ -156,6 +156,8 @@ def _shrunk(name: str, value: Any, size: Size | None) -> Any:
 def sharpen(model: torch.nn.Module) -> None:
     """Weights under which the queries and keys of all layers tell tokens, positions and dimensions apart, as trained ones do."""
     for parameter in model.parameters():
+        if not parameter.requires_grad:  # sinusoids that are kept as a weight
+            continue
         if parameter.ndim > 1:
             parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
         else:  # a norm that weighs all dimensions alike would hide whether it comes before or after a rotation

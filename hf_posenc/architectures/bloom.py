@@ -1,0 +1,19 @@
+from transformers import PretrainedConfig
+
+from ..attention.products import Products
+from .base import register
+from .handed import HandedArchitecture, WithZeros
+
+
+class Bloom(HandedArchitecture):
+    """Its bias, added in one call with the products, is m_h j, which softmax takes for -m_h (i - j). It takes no position ids."""
+
+    layers, attention, length = "h", "self_attention", "seq_length"
+    seam = Products()
+    without = WithZeros("alibi")
+
+    def max_positions(self, config: PretrainedConfig) -> int:
+        return getattr(config, self.length, 2048)  # not every configuration says it
+
+
+register("bloom")(Bloom())
