@@ -1,12 +1,12 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Products
 from ..encodings import PositionalEncoding
-from .base import AddedArchitecture, Architecture, TableArchitecture, register
+from .base import AddedArchitecture, Architecture, Group, TableArchitecture, ZeroTable, register
 
 
 class Decoder(AddedArchitecture):
@@ -24,14 +24,6 @@ class Decoder(AddedArchitecture):
         sizes = {"num_heads": heads, "num_kv_heads": heads, "head_dim": config.hidden_size // heads, "num_layers": config.decoder_layers}
         return super()._sizes(config) | sizes
 
-    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        scale = getattr(backbone, "embed_scale", 1.0)
-        if encoding.has("embed") and scale != 1.0:
-            raise ValueError(
-                f"{encoding.name!r} is added to the embeddings, but this decoder multiplies them by {scale:g} afterwards; "
-                "use an encoding that acts in the attention"
-            )
-
 
 class Marian(Decoder):
     """Its sinusoids are the weight of an embedding, and stay out of checkpoints."""
@@ -41,6 +33,47 @@ class Marian(Decoder):
             table = type(native)(native.num_embeddings, native.embedding_dim)
             table.weight.copy_(table.create_weight())
         return table
+
+
+class M2M100(Decoder):
+    """Counts what is no padding by its token; computes more of the table where a text is longer."""
+
+    counts_padding = False
+
+
+class WrittenZeros(ZeroTable):
+    """A `ZeroTable` for a family that writes into what it has looked up."""
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        return super().forward(*args, **kwargs).clone()
+
+
+class Kosmos(AddedArchitecture):
+    slot = "embed_positions"
+    packs = False
+
+    def backbone(self, model: PreTrainedModel) -> PreTrainedModel:
+        found: Any = super().backbone(model)
+        return getattr(found, "model", found)  # beneath the head
+
+    def holding(self, native: Any, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
+        return WrittenZeros(self.width(native), native.weights.dtype)
+
+
+class Speech2Text(M2M100):
+    length = "max_target_positions"
+
+
+class PegasusX(Decoder):
+    """Computes its sinusoids in every forward pass."""
+
+    def width(self, native: Any) -> int:
+        return native.embed_dim
+
+
+class Whisper(Decoder, TableArchitecture):
+    length = "max_target_positions"
+    packs = True
 
 
 class Blenderbot(Decoder, TableArchitecture):
@@ -115,3 +148,8 @@ register("biogpt")(BioGPT())
 register("mvp")(MVP())
 register("trocr")(TrOCR())
 register("xglm")(XGLM())
+register("whisper")(Whisper())
+register("m2m_100", "nllb-moe", "seamless_m4t", "seamless_m4t_v2")(M2M100())
+register("speech_to_text")(Speech2Text())
+register("pegasus_x")(PegasusX())
+register("kosmos_2_text_model", "kosmos_2_5_text_model")(Kosmos())

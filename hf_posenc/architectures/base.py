@@ -390,6 +390,17 @@ class AddedArchitecture(Architecture):
     counts_padding: ClassVar[bool] = False
     """Without position ids, the stock model gives rows of the table to padding on the left too; a patched one never does."""
 
+    def scale(self, backbone: Any) -> float:
+        """Factor on the embeddings, between `get_input_embeddings` and where positions are added."""
+        return getattr(backbone, "embed_scale", 1.0)
+
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
+        if encoding.has("embed") and (scale := self.scale(backbone)) != 1.0:
+            raise ValueError(
+                f"{encoding.name!r} is added to the embeddings, but this model multiplies them by {scale:g} afterwards; "
+                "use an encoding that acts in the attention"
+            )
+
     def group(self, config: PretrainedConfig, layer: int) -> Group:
         return None
 
@@ -497,7 +508,8 @@ class ZeroTable(nn.Module):
     def forward(self, *args, position_ids: Tensor | None = None, **kwargs) -> Tensor:
         """Zeros [...,width], for the indices [...] that rows are looked up by, or embeddings of that shape; they take no memory."""
         by = next(x for x in (position_ids, *args, *kwargs.values()) if isinstance(x, Tensor))
-        return self.weight.to(by.device).expand(*(by.shape[:-1] if by.is_floating_point() else by.shape), self.width)
+        zero = self.weight.to(by.device, by.dtype if by.is_floating_point() else None)
+        return zero.expand(*(by.shape[:-1] if by.is_floating_point() and by.ndim > 2 else by.shape), self.width)
 
 
 def check_sees_back(backbone: Any) -> None:
