@@ -98,7 +98,7 @@ class RoBERTa(BERT):
         return super().said_length(config, tokens + config.pad_token_id + 1)
 
 
-class GIT(BERT):
+class GIT(MegatronBERT):
     def check(self, backbone: PreTrainedModel) -> None:
         """Its text sees what is before it, whatever the configuration says."""
 
@@ -115,3 +115,4 @@ register("rembert")(RemBERT())
 register("roformer")(RoFormer())
 register("electra")(Electra())
 register("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")(RoBERTa())
+register("git")(GIT())
