@@ -36,8 +36,8 @@ class Architecture:
     """Where the backbone keeps its layers; this and the next two may be paths with dots."""
     attention: ClassVar[str] = "self_attn"
     """Where a layer keeps its attention; a layer without one (state space, convolution) has no positions."""
-    slot: ClassVar[str | None] = "rotary_emb"
-    """Where the backbone keeps its native encoding; None where its attention has no positions at all."""
+    slot: ClassVar[str] = "rotary_emb"
+    """Where the backbone keeps its native encoding; empty where its attention has no positions at all."""
     length: ClassVar[str] = "max_position_embeddings"
     """What the configuration calls the number of positions."""
     hands_positions: ClassVar[bool] = True
@@ -82,21 +82,21 @@ class Architecture:
 
     def has_slot(self, config: PretrainedConfig) -> bool:
         """Whether a model with this configuration has a native encoding."""
-        return self.slot is not None
+        return bool(self.slot)
 
     def native(self, backbone: PreTrainedModel) -> nn.Module:
         """What is in the native slot now."""
         if not self.has_slot(backbone.config):
             return NoEncoding()
         try:
-            return backbone.get_submodule(str(self.slot))
+            return backbone.get_submodule(self.slot)
         except AttributeError as error:
             raise ValueError(f"{type(backbone).__name__} has no {self.slot!r} that an encoding could take the place of") from error
 
     def put(self, backbone: PreTrainedModel, module: nn.Module) -> None:
         """Put `module` into the native slot."""
         if not isinstance(module, NoEncoding):
-            owner, _, name = str(self.slot).rpartition(".")
+            owner, _, name = self.slot.rpartition(".")
             setattr(backbone.get_submodule(owner), name, module)
 
     def beside(self, backbone: PreTrainedModel) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Architecture:
 
     def uses_slot(self, attention: nn.Module) -> bool:
         """Whether this layer looks at the native encoding; some families have layers without by design."""
-        return self.slot is not None and bool(getattr(attention, "use_rope", True))
+        return bool(self.slot) and bool(getattr(attention, "use_rope", True))
 
     def query_scale(self, config: PretrainedConfig, layer: int, pos: Tensor) -> Tensor | None:
         """What the family multiplies the queries of a layer at `pos` [1,Q] by, beside its encoding: [1,Q], or None for nothing.

@@ -10,7 +10,7 @@ from .mla import MLA
 class NoPositions(Architecture):
     """A hybrid whose attention has no positions: its recurrent layers tell the order."""
 
-    slot = None
+    slot = ""
 
 
 class NemotronH(NoPositions):
@@ -42,7 +42,7 @@ class Zamba2(Zamba):
 
 
 class KimiLinear(MLA):
-    slot = None
+    slot = ""
 
     def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
         """Other layers have something else in the same place."""

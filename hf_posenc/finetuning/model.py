@@ -107,7 +107,7 @@ def learned_modules(model: Any) -> list[str]:
     """Names, on the backbone, of the modules that hold the learned parameters of the encodings."""
     record = patch_of(model)
     names = [record.architecture.slot if p.in_table else p.attribute for p in record.placements]
-    return [name for name in names if list(getattr(record.backbone, name).parameters())]
+    return [name for name in names if list(record.backbone.get_submodule(name).parameters())]
 
 
 def context(model: Any) -> str:
