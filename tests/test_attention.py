@@ -150,6 +150,24 @@ def test_without_a_mask_attention_is_causal(name, length):
     assert_close(output, reference(site.encoding, q, k, v, pos.expand(2, -1), pos.expand(2, -1), seen).float(), atol=1e-5, rtol=1e-4)
 
 
+@every_encoding
+@pytest.mark.parametrize("grad", [False, True])
+def test_numbers_that_do_not_lie_side_by_side(name, grad):
+    """As a convolution along the text leaves them; and gradients that are one number, seen everywhere."""
+    site, *inputs = setting(name, queries=23, keys=23)
+    inputs = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in inputs]
+    assert all(x.clone().stride(-1) != 1 for x in inputs)
+    pos, seen = torch.arange(23)[None].expand(2, -1), torch.ones(2, 1, 23, 23, dtype=torch.bool).tril()
+    check(site, *inputs, pos, pos, seen, grad)
+    if grad:
+        twins = [x.double().requires_grad_() for x in inputs]
+        inputs = [x.requires_grad_() for x in inputs]
+        ours = torch.autograd.grad(posenc_attention("sdpa", site, *inputs, None, position_ids=pos)[0].sum(), inputs)
+        theirs = torch.autograd.grad(reference(site.encoding, *twins, pos, pos, seen).sum(), twins)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_close(one, other.to(one), atol=2e-4, rtol=2e-3)
+
+
 LEARNED = [n for n in IN_ATTENTION if list(hf_posenc.create(n, Geometry(64, 4), **options_for(n)).parameters())]
 
 

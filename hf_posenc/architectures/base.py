@@ -444,6 +444,29 @@ class AddedArchitecture(Architecture):
         return None
 
 
+class BiasArchitecture(AddedArchitecture):
+    """A family that adds its native encoding to the scores: layers hand it to their attention function as `position_bias`."""
+
+    def slot_contents(
+        self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
+    ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
+        # The attention function of a patched layer leaves the native bias out, so that layers beside it may keep theirs.
+        return ({None: None} if set(wants) == set(self.attentions(backbone)) else {}), []
+
+
+class OwnBias(BiasArchitecture):
+    """Each attention has a module of its own that computes its bias; the slot holds them all."""
+
+    def native(self, backbone: PreTrainedModel) -> nn.Module:
+        return nn.ModuleList(getattr(attention, str(self.slot)) for attention in self.attentions(backbone).values())
+
+    def put(self, backbone: PreTrainedModel, module: nn.Module) -> None:
+        attentions = self.attentions(backbone).values()
+        parts = module if isinstance(module, nn.ModuleList) else [module] * len(attentions)
+        for attention, part in zip(attentions, parts, strict=True):
+            setattr(attention, str(self.slot), part)
+
+
 class TableArchitecture(AddedArchitecture):
     """A family that adds a learned position table to its embeddings."""
 

@@ -4,11 +4,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..encodings import PositionalEncoding, create
-from .base import AddedArchitecture, Group, check_sees_back, register
+from .base import BiasArchitecture, OwnBias, check_sees_back, register
 
 
-class T5(AddedArchitecture):
-    """Adds a learned bias by the bucket of the distance; the first layer hands its bias on to the others."""
+class T5(BiasArchitecture):
+    """A learned bias by the bucket of the distance; the first layer hands its bias on to the others."""
 
     layers, attention = "block", "layer.0.SelfAttention"
     slot = "block.0.layer.0.SelfAttention.relative_attention_bias"
@@ -45,26 +45,11 @@ class T5(AddedArchitecture):
     def native_table(self, native: Any) -> Tensor | None:
         return None if native.weight.is_meta else native.weight.detach()
 
-    def slot_contents(
-        self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
-    ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
-        # The attention function of a patched layer leaves the native bias out, so that layers beside it may keep theirs.
-        return ({None: None} if set(wants) == set(self.attentions(backbone)) else {}), []
 
-
-class UMT5(T5):
-    """Each layer has a bias of its own."""
+class UMT5(OwnBias, T5):
+    """Each layer has buckets of its own."""
 
     slot = "relative_attention_bias"
-
-    def native(self, backbone: PreTrainedModel) -> nn.Module:
-        return nn.ModuleList(getattr(attention, self.slot) for attention in self.attentions(backbone).values())
-
-    def put(self, backbone: PreTrainedModel, module: nn.Module) -> None:
-        attentions = self.attentions(backbone).values()
-        parts = module if isinstance(module, nn.ModuleList) else [module] * len(attentions)
-        for attention, part in zip(attentions, parts, strict=True):
-            setattr(attention, self.slot, part)
 
     def buckets(self, native: Any, layer: int) -> nn.Embedding:
         return native[layer]

@@ -15,6 +15,7 @@ from . import blocks, columns, dense, distance, flex, regional, stock
 from .cached import ENCODED
 from .call import Call
 from .choice import BACKENDS, FLASH, choose
+from .kernels import in_rows
 from .layout import Layout
 from .masks import Mask, visible
 from .places import here
@@ -89,7 +90,7 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     kwargs["position_ids"] = pos = site.settled.of(kwargs)
     encoding = here(site.encoding, pos)
     # Under autocast the neutral rotation of the family has left bfloat16 numbers in float32.
-    query, key = query.to(value.dtype), key.to(value.dtype)
+    query, key, value = (in_rows(x.to(value.dtype)) for x in (query, key, value))
     layout = Layout.of(pos, _said(backend, mask, query, key), len(query), key.shape[2])
     if not encoded:
         key = encoding.cached_key(key, layout.k_pos)

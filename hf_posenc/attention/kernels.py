@@ -39,7 +39,7 @@ def fused_backward(
         parts = [fused_backward(g, q, k, v, out, total, bias, scaling) for g, q, k, v, out, total in each]
         dq, dk, dv = (torch.cat(x) for x in zip(*parts, strict=True))
         return dq, dk, dv
-    g, q, out, total = (_by_group(x, key) for x in (grad, query, output, lse))
+    g, q, out, total = (_by_group(x, key) for x in (in_rows(grad), query, output, lse))
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     k, v = _shared(query, key), _shared(query, value)
     dq, dk, dv = backward(g, q, k, v, out, total, 0.0, False, attn_mask=bias, scale=scaling)
@@ -78,6 +78,11 @@ def add_diagonals(x: Tensor, line: Tensor) -> None:
     skewed = x.new_zeros(heads, rows * (wide + 1))
     skewed.as_strided(x.shape, (skewed.stride(0), wide + 1, 1)).copy_(x)
     line[:, :wide] += skewed[:, : rows * wide].view(heads, rows, wide).sum(1)
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """`x` with the numbers of a row side by side: the fused CPU kernel takes them for that, however they lie."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _one_by_one(query: Tensor, bias: Tensor | None) -> bool:

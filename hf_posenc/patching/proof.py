@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from ..architectures.base import BiasArchitecture
 from ..attention import probe
 from ..attention.cached import cache_in
 from ..attention.probe import Handed
@@ -167,7 +168,7 @@ def _prove_family(subject: Patch) -> None:
     native = {i: subject.architecture.native_encoding(subject.backbone, subject.native, i) for i in seen}
     if subject.architecture.rotates:
         _prove_rotation(subject, native, seen, free, stock, without)
-    elif any(native.values()):
+    elif isinstance(architecture, BiasArchitecture):
         _prove_bias(subject, native, stock, without)
     else:
         _prove_table(subject, seen, free, stock, without)
@@ -225,7 +226,8 @@ def _still(subject: Patch) -> dict[int, PositionalEncoding]:
 def _prove_bias(subject: Patch, native: dict[int, Any], stock: Tensor, without: Tensor) -> None:
     if torch.equal(stock, without):
         raise ValueError(f"{_name(subject)} cannot be patched: it does not react to the bias of its positions")
-    _compare(subject, native, stock, stock - without, "the native bias")
+    if all(native.values()):
+        _compare(subject, native, stock, stock - without, "the native bias")
     _compare(subject, _still(subject), without, stock - without, "a bias of zero")
 
 
