@@ -62,8 +62,7 @@ def _model_class(auto: Any, base: PretrainedConfig) -> tuple[PretrainedConfig, t
     if type(base) not in auto._model_mapping:
         raise ValueError(f"this checkpoint of hf_posenc holds a {base.model_type} model, for which {auto.__name__} has no class")
     model_class = _get_model_class(base, auto._model_mapping)
-    text = base.get_text_config()
-    return (text if isinstance(text, model_class.config_class) else base), model_class
+    return (base if isinstance(base, model_class.config_class) else base.get_text_config(decoder=True)), model_class
 
 
 def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> type[PreTrainedModel]:

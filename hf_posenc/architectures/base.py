@@ -152,6 +152,10 @@ class Architecture:
         """
         return arguments | {"position_ids": pos} if "position_ids" in names else arguments
 
+    def ids_per_token(self, config: PretrainedConfig) -> int:
+        """Rows of `input_ids` that make one row of tokens."""
+        return 1
+
     def check(self, backbone: PreTrainedModel) -> None:
         """Raise ValueError if this model of the family cannot be patched."""
 

@@ -419,10 +419,11 @@ def _forward(subject: Patch, inputs: dict[str, Any], use_cache: bool = False) ->
 
 
 def _tokens(subject: Patch) -> Tensor:
-    """Token ids [1,Q], none twice."""
+    """Token ids [1,Q], none twice; a row each where tokens have several."""
     embedding = subject.embedding
     count = min(TOKENS, subject.max_positions, len(embedding))
-    return torch.arange(1, 1 + count, device=embedding.device)[None] * (len(embedding) // (count + 1) or 1) % len(embedding)
+    ids = torch.arange(1, 1 + count, device=embedding.device)[None] * (len(embedding) // (count + 1) or 1) % len(embedding)
+    return ids.expand(subject.architecture.ids_per_token(subject.backbone.config), -1)
 
 
 def _positions(subject: Patch) -> Tensor:

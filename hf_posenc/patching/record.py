@@ -107,7 +107,8 @@ class Patch:
 
     @property
     def embedding(self) -> torch.Tensor:
-        return cast(torch.Tensor, self.backbone.get_input_embeddings().weight)
+        held: Any = self.backbone.get_input_embeddings()
+        return held.weight if hasattr(held, "weight") else next(held.parameters())  # of several, that make one vector
 
     @property
     def device(self) -> torch.device:
