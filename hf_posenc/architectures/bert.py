@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Divided
-from ..encodings import Geometry
+from ..encodings import Geometry, PositionalEncoding
 from .base import Group, NoEncoding, TableArchitecture, check_sees_back, register
 from .handed import HandedArchitecture, Without
 
@@ -98,7 +98,18 @@ class RoBERTa(BERT):
         return super().said_length(config, tokens + config.pad_token_id + 1)
 
 
+class RoCBert(BERT):
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
+        if encoding.has("embed") and backbone.config.concat_input:
+            raise ValueError(
+                f"{encoding.name!r} is added to the embeddings, but this model maps them, with shapes and sounds beside them, before it "
+                "adds positions; use an encoding that acts in the attention"
+            )
+
+
 class GIT(MegatronBERT):
+    packs = True
+
     def check(self, backbone: PreTrainedModel) -> None:
         """Its text sees what is before it, whatever the configuration says."""
 
@@ -108,7 +119,8 @@ class GIT(MegatronBERT):
         return super().hand_down(backbone, arguments, pos, names)
 
 
-register("bert", "bert-generation", "ernie", "roc_bert")(BERT())
+register("bert", "bert-generation", "ernie")(BERT())
+register("roc_bert")(RoCBert())
 register("megatron-bert")(MegatronBERT())
 register("big_bird")(BigBird())
 register("rembert")(RemBERT())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +20,16 @@ ENCODED = "posenc_keys_are_encoded"
 def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
     """The KV cache among the arguments of a call: its name differs between families and versions of transformers."""
     return next((x for x in arguments.values() if isinstance(x, Cache)), None)
+
+
+def by_name(module: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `module`, each under the name that its `forward` has for it."""
+    return dict(zip(_names(type(module).forward), args, strict=False)) | dict(kwargs) if args else dict(kwargs)
+
+
+@functools.cache
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def changes_keys(encoding: PositionalEncoding) -> bool:

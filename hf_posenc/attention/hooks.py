@@ -11,7 +11,7 @@ from transformers import Cache
 
 from ..encodings import PositionalEncoding
 from ..encodings.base import at_hand, has_values
-from .cached import ENCODED, EncodedKeys, no_continuous_batching
+from .cached import ENCODED, EncodedKeys, by_name, no_continuous_batching
 from .entry import PREFIX
 from .places import here
 from .positions import AXES, bound, on_axes, on_every_axis, resolve
@@ -139,6 +139,8 @@ class CachedKeys:
     """Before the attention of one layer: let what it puts into the KV cache pass through its encoding."""
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if any(isinstance(x, Cache) for x in args):
+            args, kwargs = (), by_name(attention, args, kwargs)
         encoding, pos = attention.posenc_site.encoding, attention.posenc_site.settled.of(kwargs)
         held = {name: x for name, x in kwargs.items() if isinstance(x, Cache)}
         for name, cache in held.items():

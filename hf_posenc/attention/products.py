@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..encodings import PositionalEncoding
 from . import probe
-from .cached import ENCODED
+from .cached import ENCODED, by_name
 from .choice import Asked, Choice, choose
 from .entry import posenc_attention, posenc_scores
 from .masks import Mask
@@ -110,7 +110,7 @@ class Enter:
 
     def __call__(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         tokens = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        mode = Forward(self.seam, attention, len(tokens), kwargs)
+        mode = Forward(self.seam, attention, len(tokens), by_name(attention, args, kwargs))
         mode.__enter__()
         _entered.stack.append((attention, mode))
 

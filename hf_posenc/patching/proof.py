@@ -256,6 +256,8 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
         raise ValueError(f"with {names} {_name(subject)} gives numbers that are not finite")
     if any(p.in_table for p in placements):
         return  # the table in the slot of a table is the family's own way
+    if any(p.encoding.has("embed") for p in placements):
+        _prove_embedding(subject, names)
     with _with(subject, [_nowhere(subject)]):
         free = _look(subject, embedded=[p.encoding for p in placements if p.encoding.has("embed")])
     placed = {i: p for p in placements for i in p.layers}
@@ -263,6 +265,23 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
         rotation = native[i] if i not in placed else placed[i].encoding if placed[i].native else None
         _check(
             subject, i, free[i] if rotation is None else _turned(subject, i, rotation, free[i]), handed, f"does not get {names} as asked"
+        )
+
+
+def _prove_embedding(subject: Patch, names: str) -> None:
+    """That what is added to the embeddings arrives where the family adds its table, if it has one by position."""
+    own: Any = create("learned", subject.geometry(min(subject.attentions)))
+    table = subject.architecture.native_table(subject.native)
+    if table is None or table.shape[1] != own.table.shape[1]:
+        return
+    own.adopt(table)
+    stock, layers = _run(subject), tuple(subject.attentions)
+    with _with(subject, [Placement(Request(own.name, {}, layers), layers, own.to(subject.device), attribute_name(0), False)]):
+        added = _run(subject)
+    if not _close(added, stock, stock):
+        raise ValueError(
+            f"{names} is added to the embeddings, but this {_name(subject)} does something else to them before it adds its own positions; "
+            "use an encoding that acts in the attention"
         )
 
 

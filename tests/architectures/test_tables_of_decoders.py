@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 import hf_posenc
+from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.patching import patch_of
 
 CLOSE = {"atol": 5e-5, "rtol": 5e-4}
@@ -170,13 +171,19 @@ def test_a_model_that_sees_both_ways_is_refused():
         hf_posenc.patch(tiny_model("bert", is_decoder=False), "alibi")
 
 
-def test_embeddings_that_are_changed_before_positions_are_added():
+def test_embeddings_that_are_changed_before_positions_are_added(monkeypatch):
     with pytest.raises(ValueError, match="normalises them"):
         hf_posenc.patch(tiny_model("blenderbot-small"), "sinusoidal")
     scaled = tiny_model("marian")
     scaled.base_model.decoder.embed_scale = 8.0
     with pytest.raises(ValueError, match="multiplies them by 8 afterwards"):
         hf_posenc.patch(scaled, "sinusoidal")
+    with pytest.raises(ValueError, match="with shapes and sounds beside them"):
+        hf_posenc.patch(tiny_model("roc_bert"), "sinusoidal")
+    for arch in ("roc_bert", "blenderbot-small"):  # and if nobody knew
+        monkeypatch.setattr(type(ARCHITECTURES[arch]), "check_encoding", lambda *_: None)
+        with pytest.raises(ValueError, match="does something else to them before it adds its own"):
+            hf_posenc.patch(tiny_model(arch), "sinusoidal")
 
 
 @torch.no_grad()
