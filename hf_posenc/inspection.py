@@ -106,7 +106,7 @@ def _live(record: Patch) -> tuple[LiveEncoding, ...]:
     """What is placed; encodings that one request gave to each layer count as one."""
 
     def together(p: Placement) -> Any:
-        return (id(p.request), _place(p)) if p.encoding.per_layer else p.attribute
+        return (id(p.request), _place(record, p)) if p.encoding.per_layer else p.attribute
 
     live = []
     for _, same in groupby(record.placements, together):
@@ -114,7 +114,7 @@ def _live(record: Patch) -> tuple[LiveEncoding, ...]:
         first, layers = placements[0], tuple(i for p in placements for i in p.layers)
         parameters = sum(x.numel() for p in placements for x in _held(record, p).parameters())
         paths = (_path(record, first, learning) for learning in (False, True))
-        live.append(LiveEncoding(first.request.name, first.request.options, layers, _place(first), parameters, *paths))
+        live.append(LiveEncoding(first.request.name, first.request.options, layers, _place(record, first), parameters, *paths))
     return tuple(live)
 
 
@@ -139,11 +139,12 @@ def _path(record: Patch, p: Placement, learning: bool) -> Choice:
     return record.architecture.seam.choose(p.encoding, prospect)
 
 
-def _place(p: Placement) -> str:
+def _place(record: Patch, p: Placement) -> str:
     if p.native:
         return "in the native slot"
     if p.in_attention:
-        return "in the attention function"
+        on_axes = hasattr(record.native, "mrope_section")  # of images; what acts in the attention has one axis
+        return "in the attention function" + (", by the count of tokens" if on_axes else "")
     return "in the embeddings" if p.encoding.has("embed") else "with the native encoding switched off"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
 
-NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use AutoModelForCausalLM"
+NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use the Auto class of the model"
 OF_ANY_MODEL = ("return_unused_kwargs", "attn_implementation", "experts_implementation", "dtype", "torch_dtype", "name_or_path")
 """Options of `from_pretrained` about a configuration as such; the others mean the configuration of the model."""
 
@@ -22,7 +22,8 @@ class PosencConfig(PretrainedConfig):
         base_config: its configuration, as before any patch. It names no model type of its own: model classes look for
             theirs in nested configurations, and would load what they find.
         positional_encoding: the requests to repeat on it, each with name, options and layers.
-        vocab_size: a notice where every model class wants a number, so that none of them loads a wrong model.
+        vocab_size: a notice where every model class wants a number, so that none of them loads a wrong model; those around a decoder
+            find it where they want a configuration.
     """
 
     model_type = "hf_posenc"
@@ -43,6 +44,10 @@ class PosencConfig(PretrainedConfig):
             entries = {k: v for k, v in base.to_dict().items() if k != "model_type"}
             config_dict, kwargs = config_dict | {"base_config": entries}, own | unused
         return super().from_dict(config_dict, **kwargs)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """Itself: what would be the text's is a notice."""
+        return self
 
     def model_config(self, family: type[PretrainedConfig] | None = None) -> PretrainedConfig:
         """The configuration of the model itself, of the class `family` where the model type is not one of transformers."""

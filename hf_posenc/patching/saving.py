@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..saved_config import PosencConfig
+from ..saved_config import NOTICE, PosencConfig
 from .configuration import with_part
 from .record import Patch, requests_of
 
@@ -39,7 +39,9 @@ def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
     base.architectures = [type(model).__name__]
     requests = [dataclasses.asdict(request) for request in requests_of(patch.placements)]
     entries = base.to_dict()
-    return PosencConfig(base_model_type=entries.pop("model_type"), base_config=entries, positional_encoding=requests)
+    kind = entries.pop("model_type")
+    notices: dict[str, Any] = dict.fromkeys(base.sub_configs, NOTICE)
+    return PosencConfig(base_model_type=kind, base_config=entries, positional_encoding=requests, **notices)
 
 
 def save_as_patched(record: Patch) -> None:
