@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import model_class, tiny_config
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, StaticCache
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -459,3 +459,80 @@ def test_flash_attention_is_refused():
     model.config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(ValueError, match=r"'flash_attention_2' cannot carry at all; .* one of eager, sdpa"):
         hf_posenc.patch(model, "rope")
+
+
+# -- lengths ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["gpt_neo", "openai-gpt"])
+@pytest.mark.parametrize(("name", "options"), [("nope", {}), ("alibi", {}), ("learned", {"max_positions": 24})])
+@torch.no_grad()
+def test_texts_longer_than_a_causal_buffer(case, name, options, tmp_path):
+    """What a model of that length computes, and the buffer comes back."""
+    family, changes = CASES[case]
+    length, table = ("max_position_embeddings", "wpe") if family == "gpt_neo" else ("n_positions", "positions_embed")
+    model, longer = build(family, **changes, **{length: 8}), build(family, **changes, **{length: 32})
+    ids = torch.arange(1, 21)[None]
+    with pytest.raises((RuntimeError, IndexError)):
+        model(ids)
+    buffers = {key: x.clone() for key, x in model.named_buffers()}
+    longer.load_state_dict(model.state_dict() | {key: x for key, x in longer.state_dict().items() if table in key})
+    hf_posenc.patch(model, name, **options)
+    if name == "learned":
+        getattr(longer.transformer, table).weight[:24] = getattr(model.transformer, table).weight
+    else:
+        hf_posenc.patch(longer, name)
+    assert_close(model(ids).logits, longer(ids).logits, **CLOSE)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_close(loaded(ids).logits, longer(ids).logits, **CLOSE)
+    hf_posenc.unpatch(model)
+    assert {key for key, _ in model.named_buffers()} == buffers.keys()
+    assert all(torch.equal(x, buffers[key]) for key, x in model.named_buffers())
+
+
+@torch.no_grad()
+def test_a_static_cache_of_bloom():
+    """Longer than the bias that the model makes beside a mask."""
+    model, ids = hf_posenc.patch(built("bloom"), "alibi"), torch.arange(1, 11)[None]
+    whole = model(ids).logits
+    cache, parts = StaticCache(config=model.config, max_cache_len=16), []
+    for start, end in ((0, 6), (6, 10)):
+        out = model(ids[:, start:end], attention_mask=torch.ones(1, end, dtype=torch.long), cache=cache, use_cache=True)
+        parts.append(out.logits)
+    assert_close(torch.cat(parts, 1), whole, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gptj", "codegen"])
+@torch.no_grad()
+def test_angles_from_a_table(family, padded, tmp_path):
+    """Beyond its rows, in some layers, scaled, and after a reload."""
+    (batch, real), model = padded, build(family, n_positions=LENGTH)
+    longer = build(family, n_positions=4 * LENGTH)
+    ids = torch.arange(1, 3 * LENGTH)[None]
+    stock = model(**batch).logits
+    with pytest.raises(IndexError):
+        model(ids)
+    hf_posenc.patch(model, "rope")
+    assert torch.equal(model(**batch).logits, stock)
+    assert_close(model(ids).logits, longer(ids).logits, **CLOSE)
+    linear = hf_posenc.patch(model, "linear", factor=4.0)(ids).logits
+    in_attention(longer, "linear", factor=4.0)
+    assert_close(linear, longer(ids).logits, **CLOSE)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert hf_posenc.inspect(loaded).whole and hf_posenc.inspect(loaded).fingerprint == hf_posenc.inspect(model).fingerprint
+    assert_close(loaded(ids).logits, linear, **CLOSE)
+    for layer in range(2):
+        hf_posenc.unpatch(model)
+        hf_posenc.patch(model, "linear", factor=4.0, layers=layer)
+        hf_posenc.unpatch(longer)
+        apply(patch_of(longer), Request("linear", {"factor": 4.0}, (layer,)), native_slot=False)
+        assert_close(model(**batch).logits[real], longer(**batch).logits[real], **CLOSE)
+        hf_posenc.patch(model, "alibi", layers=layer)
+        one = model(**batch).logits[real]
+        assert not torch.allclose(one, stock[real], atol=1e-3)
+    hf_posenc.patch(model, "rope").bfloat16()
+    assert hf_posenc.inspect(model).whole
+    table = hf_posenc.unpatch(model).transformer.rotary_emb.embed_positions
+    assert torch.equal(table, build(family, n_positions=LENGTH).transformer.rotary_emb.embed_positions)

@@ -31,6 +31,7 @@ TINY = {
     "decoder_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
+    "rotary_dim": 8,
     "max_position_embeddings": NATIVE,
     "max_seq_len": NATIVE,
     "window_size": WINDOW,

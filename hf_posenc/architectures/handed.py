@@ -36,10 +36,10 @@ class Without:
 
 
 class WithZeros(Without):
-    """Where the argument may not be None."""
+    """Where the argument may not be None: zeros for any number of keys."""
 
     def instead(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {self.argument: torch.zeros_like(kwargs[self.argument])}
+        return {self.argument: torch.zeros_like(kwargs[self.argument][..., :1])}
 
 
 class HandedArchitecture(Architecture):
