@@ -12,6 +12,7 @@ from torch import nn
 
 from .architectures.base import RotarySlot, ZeroTable
 from .attention.choice import Choice, Prospect
+from .attention.hooks import ROTARY
 from .encodings.base import STAGES
 from .patching import Patch, Placement, patch_of
 
@@ -173,8 +174,7 @@ def _held(record: Patch, p: Placement) -> nn.Module:
 
 def _slots(record: Patch) -> list[RotarySlot]:
     """What the patch has put into the rotary slots: that of the backbone, and those of layers with one of their own."""
-    own = (attention._modules.get("posenc_rotary") for attention in record.attentions.values())
-    return [module for slot in (record.slot, *own) if slot is not None for module in slot.modules() if isinstance(module, RotarySlot)]
+    return [module for owner in (record.slot, *record.attentions.values()) for module in owner.modules() if isinstance(module, RotarySlot)]
 
 
 def _fingerprint(record: Patch) -> str:
@@ -183,9 +183,9 @@ def _fingerprint(record: Patch) -> str:
     for module in record.slot.modules():
         _digest(digest, module)
     for layer, attention in record.attentions.items():
-        if "posenc_rotary" in attention._modules:
+        for own in (module._modules[ROTARY] for module in attention.modules() if ROTARY in module._modules):
             digest.update(f"layer {layer}".encode())
-            for module in attention.posenc_rotary.modules():
+            for module in own.modules() if own is not None else ():
                 _digest(digest, module)
     for p in record.placements:
         if not p.native:

@@ -36,6 +36,8 @@ class Architecture:
     """Where the backbone keeps its layers; this and the next two may be paths with dots."""
     attention: ClassVar[str] = "self_attn"
     """Where a layer keeps its attention; a layer without one (state space, convolution) has no positions."""
+    indexer: ClassVar[str] = "indexer"
+    """Where an attention keeps what chooses the keys that a query may see, if it has such: this is turned as the model was trained to."""
     slot: ClassVar[str] = "rotary_emb"
     """Where the backbone keeps its native encoding; empty where its attention has no positions at all."""
     length: ClassVar[str] = "max_position_embeddings"
@@ -79,6 +81,12 @@ class Architecture:
         linear = {i for i, kind in enumerate(self.layer_types(backbone.config)) if kind == "linear_attention"}
         found = {i: _inside(layer, self.attention) for i, layer in enumerate(self.stack(backbone)) if i not in linear}
         return {i: attention for i, attention in found.items() if attention is not None}
+
+    def indexer_of(self, attention: nn.Module) -> nn.Module | None:
+        """What chooses the keys of `attention`, where the native rotation reaches it."""
+        found = _inside(attention, self.indexer)
+        takes = found is not None and "position_embeddings" in inspect.signature(type(found).forward).parameters
+        return found if takes and self.uses_slot(attention) else None
 
     def has_slot(self, config: PretrainedConfig) -> bool:
         """Whether a model with this configuration has a native encoding."""

@@ -17,12 +17,14 @@ from .call import Call
 from .choice import BACKENDS, FLASH, choose
 from .kernels import in_rows
 from .layout import Layout
-from .masks import Mask, visible
+from .masks import Mask, only, visible
 from .places import here
 from .settled import Settled
 from .structured import mask_for_eager, mask_for_flex, mask_for_sdpa
 
 PREFIX = "hf_posenc_"
+CHOSEN = "indices"
+"""Argument with which a family tells a backend the keys [B,Q,n] that each query may see at most (DeepSeek sparse attention)."""
 
 
 @dataclasses.dataclass
@@ -59,7 +61,11 @@ def posenc_attention(
         output [B,Q,H,V], and the weights [B,H,Q,K] where they were computed.
     """
     site: EncodingSite | None = module.__dict__.get("posenc_site")
+    if kwargs.get("block_indices") is not None:
+        raise ValueError(f"{type(module).__name__} lets each query see some blocks of keys alone, which patched attention cannot do")
     plain = backend == "eager" or kwargs.get("output_attentions")
+    if site is None and (chosen := kwargs.pop(CHOSEN, None)) is not None:
+        attention_mask = only(attention_mask, chosen, key.shape[2])
     if site is None and not plain:
         return stock.attention(backend, module, query, key, value, attention_mask, **kwargs)
     call = _call(backend, site, module, query, key, value, attention_mask, **kwargs)
@@ -82,7 +88,7 @@ def posenc_scores(module: nn.Module, query: Tensor, key: Tensor, mask: Mask, sca
 
 def _call(backend: str, site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    encoded = kwargs.pop(ENCODED, False)
+    encoded, chosen = kwargs.pop(ENCODED, False), kwargs.pop(CHOSEN, None)
     added = kwargs.pop("position_bias", None)  # the native bias of the family: that of a patched layer is its encoding
     if site is None:
         mask = _as_numbers(module, mask, query, key, added, kwargs.get("is_causal"))
@@ -94,6 +100,9 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     layout = Layout.of(pos, _said(backend, mask, query, key), len(query), key.shape[2])
     if not encoded:
         key = encoding.cached_key(key, layout.k_pos)
+    if chosen is not None:
+        layout = layout.only(chosen)
+        mask = layout.mask
     return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, backend, avoided=site.avoided)
 
 

@@ -17,6 +17,9 @@ from .places import here
 from .positions import AXES, bound, on_axes, on_every_axis, resolve
 from .settled import Remember, Settled
 
+ROTARY = "posenc_rotary"
+"""Submodule of an attention, or of a part of it, that holds a rotation of its own."""
+
 
 class Placed(Protocol):
     """An encoding in a backbone: under `attribute`, unless the native slot of the family holds it."""
@@ -115,7 +118,7 @@ class LayerRotation:
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         native = kwargs["position_embeddings"]
-        if "posenc_rotary" in attention._modules:
+        if ROTARY in attention._modules:
             extra = (self.group,) if self.group else ()
             like = native if isinstance(native, torch.Tensor) else native[0]
             own = attention.posenc_rotary(like, on_every_axis(self.settled.of({})).to(like.device), *extra)
@@ -126,6 +129,17 @@ class LayerRotation:
     def still(self, native: Any) -> Any:
         """What turns nothing, in the place of the `native` cos and sin, or of complex numbers of length 1."""
         return torch.ones_like(native) if isinstance(native, torch.Tensor) else (torch.ones_like(native[0]), torch.zeros_like(native[1]))
+
+
+class PartRotation(LayerRotation):
+    """The same before a part of an attention, to which arguments with these `names` may come by their place."""
+
+    def __init__(self, names: list[str], group: str | None, settled: Settled):
+        super().__init__(group, settled)
+        self.names = names
+
+    def __call__(self, part: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return super().__call__(part, (), dict(zip(self.names, args, strict=False)) | kwargs)
 
 
 class LayerRotationSinFirst(LayerRotation):

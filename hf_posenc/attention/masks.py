@@ -47,6 +47,15 @@ def additive(mask: Mask, rows: slice) -> Tensor | None:
     return None
 
 
+def only(mask: Mask, chosen: Tensor, num_keys: int) -> Tensor:
+    """`mask` where each query sees no more than the keys `chosen` [B,Q,n], by index: [B,1,Q,K] bool, or additive as `mask` is."""
+    num_queries = chosen.shape[1]
+    picked = torch.zeros(*chosen.shape[:2], num_keys, dtype=torch.bool, device=chosen.device).scatter(-1, chosen.long(), True)[:, None]
+    if (numbers := additive(mask, slice(None))) is not None:
+        return numbers[..., :num_keys].masked_fill(~picked, torch.finfo(numbers.dtype).min)
+    return picked & visible(mask, slice(0, num_queries), num_queries, num_keys, chosen.device)
+
+
 def key_positions(q_pos: Tensor, mask: Mask, num_keys: int) -> Tensor:
     """Positions [B,K] of the keys, cached ones included, given those of the queries [B,Q].
 

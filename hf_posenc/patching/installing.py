@@ -13,7 +13,7 @@ from ..attention.ahead import NothingAhead
 from ..attention.cached import changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents
 from ..attention.entry import EncodingSite
-from ..attention.hooks import BackbonePositions, CachedKeys, TablePositions
+from ..attention.hooks import ROTARY, BackbonePositions, CachedKeys, PartRotation, TablePositions
 from ..attention.positions import arguments_of
 from ..attention.settled import Forget, Remember
 from ..encodings import PositionalEncoding
@@ -89,7 +89,9 @@ def _put_in(record: Patch, placement: Placement) -> None:
         record.backbone.add_module(placement.attribute, placement.encoding.to(record.home(placement)))
     if placement.in_attention:
         avoid = avoided(placement.request.name, record.device)
-        for attention in (record.attentions[i] for i in placement.layers):
+        for i in placement.layers:
+            attention = record.attentions[i]
+            _keep_choosing(record, i)
             attention.posenc_site = EncodingSite(record.backbone, placement.attribute, record.settled, avoid)
             if record.architecture.caches_keys and changes_keys(placement.encoding):
                 record.handles.append(attention.register_forward_pre_hook(CachedKeys(), with_kwargs=True))
@@ -100,14 +102,22 @@ def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None
     """Serve one layer where its neighbours keep other frequencies."""
     attention, architecture, group = record.attentions[layer], record.architecture, record.group(layer)
     if encoding is not None:
-        attention.add_module("posenc_rotary", architecture.holding_alone(record.native, group, encoding))
-    name = architecture.rotary(record.native, group)[1]
-    hook = architecture.layer_hook(name, record.settled)
+        attention.add_module(ROTARY, architecture.holding_alone(record.native, group, encoding))
+    hook = architecture.layer_hook(architecture.rotary(record.native, group)[1], record.settled)
     record.handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
 
 
+def _keep_choosing(record: Patch, layer: int) -> None:
+    """Leave the native rotation to what chooses the keys of `layer`, though it is taken from its attention."""
+    architecture, group = record.architecture, record.group(layer)
+    if (indexer := architecture.indexer_of(record.attentions[layer])) is not None:
+        indexer.add_module(ROTARY, architecture.holding_alone(record.native, group, record.rotation(layer)))
+        hook = PartRotation(arguments_of(indexer), architecture.rotary(record.native, group)[1], record.settled)
+        record.handles.append(indexer.register_forward_pre_hook(hook, with_kwargs=True))
+
+
 def _hook_backbone(record: Patch) -> None:
-    alone = any("posenc_rotary" in attention._modules for attention in record.attentions.values())
+    alone = any(ROTARY in attention._modules for attention in record.attentions.values())
     if alone or any(not p.native or p.in_table for p in record.placements):
         names = arguments_of(record.backbone)
         follow = partial(change_backend, record) if any(p.in_attention for p in record.placements) else None
@@ -160,7 +170,8 @@ def uninstall(record: Patch) -> None:
     Remember.take_out(record.backbone)
     for attention in record.attentions.values():
         attention.__dict__.pop("posenc_site", None)
-        attention._modules.pop("posenc_rotary", None)
+        for module in attention.modules():
+            module._modules.pop(ROTARY, None)
     for placement in record.placements:
         _take_out(record, placement)
     record.placements = []

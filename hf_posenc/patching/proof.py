@@ -10,8 +10,6 @@ itself too.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,7 +27,7 @@ from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.base import products
 from ..encodings.rotary.rope import BY_LENGTH
 from .configuration import configs_in, own_config
-from .installing import apply, install, uninstall
+from .installing import apply, arguments_of, install, uninstall
 from .record import Patch, Placement, Request, attribute_name
 from .twin import twin_of
 
@@ -188,21 +186,21 @@ def _prove_rotation(
                 seen[i],
                 "does not turn its queries and keys by what is in the native slot",
             )
-    turned = {i: rotation for i, rotation in native.items() if rotation is not None and _may_turn(subject, rotation)}
-    if len(turned) < len(seen):  # a bias can act in the other layers
+    movable = {i: rotation for i, rotation in native.items() if rotation is not None and _may_turn(subject, rotation)}
+    if len(movable) < len(seen):  # a bias can act in the other layers
         _compare(subject, _still(subject), without, stock - without, "a bias of zero")
     rotary = ENCODINGS[subject.architecture.native_name].rotary
-    _compare(subject, turned, stock, stock - without, f"the native {'rotation' if rotary else 'bias'}")
+    _compare(subject, movable, stock, stock - without, f"the native {'rotation' if rotary else 'bias'}")
     if rotary:
         _prove_cache(subject, stock)
-        remapped = {i: create("rerope", rotation.geometry, window=2 * TOKENS) for i, rotation in turned.items()}
+        remapped = {i: create("rerope", rotation.geometry, window=2 * TOKENS) for i, rotation in movable.items()}
         _compare(subject, remapped, stock, stock - without, "ReRoPE with a window beyond the text")
 
 
 def _prove_cache(subject: Patch, stock: Tensor) -> None:
     """That a rotation in the attention function means the same to cached keys; where the stock model has a KV cache, and it works."""
     decoded = _decode(subject)
-    rotations = {i: _rotation(subject, i) for i in subject.attentions}
+    rotations = {i: subject.rotation(i) for i in subject.attentions}
     if decoded is None or not _close(decoded, stock[:, -1:], stock) or not all(_may_turn(subject, each) for each in rotations.values()):
         return
     with _with(subject, _placements(subject, rotations)):
@@ -283,12 +281,6 @@ def _prove_embedding(subject: Patch, names: str) -> None:
             f"{names} is added to the embeddings, but this {_name(subject)} does something else to them before it adds its own positions; "
             "use an encoding that acts in the attention"
         )
-
-
-def _rotation(subject: Patch, layer: int) -> PositionalEncoding:
-    """A rotation that stands on the geometry of a layer: the native one where it has one."""
-    as_it_is = dataclasses.replace(subject.geometry(layer), rope_type="default", rope_parameters=())
-    return create("rope", as_it_is)
 
 
 def _nowhere(subject: Patch) -> Placement:
@@ -420,10 +412,10 @@ def _decode(subject: Patch) -> Tensor | None:
     with _implementation(subject, f"{probe.PREFIX}eager" if patched else "eager"):
         try:
             cache = cache_in(_forward(subject, {"input_ids": ids[:, :-1]}, use_cache=True))
-            name = next(
-                name for name in ("cache", "past_key_values") if name in inspect.signature(type(subject.backbone).forward).parameters
-            )
-            return None if cache is None else _forward(subject, {"input_ids": ids[:, -1:], name: cache}, use_cache=True).last_hidden_state
+            name = next((name for name in arguments_of(subject.backbone) if name in ("cache", "past_key_values")), None)
+            if cache is None or name is None:
+                return None
+            return _forward(subject, {"input_ids": ids[:, -1:], name: cache}, use_cache=True).last_hidden_state
         except Exception:
             if subject.placements:
                 raise

@@ -15,7 +15,7 @@ from ..architectures import Architecture
 from ..architectures.base import Group
 from ..attention.entry import PREFIX
 from ..attention.settled import Settled
-from ..encodings import Geometry, PositionalEncoding
+from ..encodings import Geometry, PositionalEncoding, create
 from ..encodings.base import STAGES
 
 RECORD = "posenc_patch"
@@ -158,6 +158,10 @@ class Patch:
         if any(buffer.is_meta for buffer in native.buffers()):
             native = self.architecture.fresh(native, config)
         return self.architecture.geometry(self.architecture.config_of(config, layer), native, self.group(layer))
+
+    def rotation(self, layer: int) -> PositionalEncoding:
+        """The rotation that stands on the geometry of `layer`: the native one, its frequencies as they are, where it has one."""
+        return create("rope", dataclasses.replace(self.geometry(layer), rope_type="default", rope_parameters=()))
 
     def alike(self, layers: Iterable[int], rotary: bool) -> list[tuple[int, ...]]:
         """`layers`, apart where one encoding cannot serve them all; a `rotary` one stands on the native frequencies."""
