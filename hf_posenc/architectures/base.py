@@ -25,6 +25,8 @@ from ..registry import Registry
 ARCHITECTURES: Registry[Architecture] = Registry("architecture")
 register = ARCHITECTURES.register
 
+OTHERWISE = ("linear_attention", "conv", "moe", "mlp")
+"""Layer types without softmax attention."""
 Group = str | None
 """Layers that share one set of native rotary frequencies: a layer type where `rope_parameters` is nested, else None."""
 
@@ -77,10 +79,14 @@ class Architecture:
         return attrgetter(self.layers)(backbone)
 
     def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
-        """The attention modules by layer, without the layers that have none, or one without a softmax."""
-        linear = {i for i, kind in enumerate(self.layer_types(backbone.config)) if kind == "linear_attention"}
-        found = {i: _inside(layer, self.attention) for i, layer in enumerate(self.stack(backbone)) if i not in linear}
+        """The attention modules by layer, without the layers that have none, or something else in the same place."""
+        types = dict(enumerate(self.layer_types(backbone.config)))
+        found = {i: _inside(layer, self.attention) for i, layer in enumerate(self.stack(backbone)) if types.get(i) not in OTHERWISE}
         return {i: attention for i, attention in found.items() if attention is not None}
+
+    def reads_mask(self, attention: nn.Module) -> bool:
+        """Whether `attention` looks into its mask, or hides further keys, before it asks its attention function."""
+        return _inside(attention, self.indexer) is not None
 
     def indexer_of(self, attention: nn.Module) -> nn.Module | None:
         """What chooses the keys of `attention`, where the native rotation reaches it."""

@@ -1,5 +1,7 @@
 """Families with layers that keep a state beside those with attention, or in them: the state runs on from one document to the next."""
 
+from typing import Any
+
 from .base import Architecture, register
 from .mla import MLA
 
@@ -16,9 +18,20 @@ class HybridMLA(MLA):
     packs = False
 
 
+class GraniteMoEHybrid(Hybrid):
+    """Has RoPE, or no positions at all."""
+
+    def has_slot(self, config: Any) -> bool:
+        return config.position_embedding_type == "rope"
+
+    def uses_slot(self, attention: Any) -> bool:
+        return self.has_slot(attention.config)
+
+
 register(
-    *("bamba", "falcon_h1", "granitemoehybrid", "minimax", "olmo_hybrid", "zaya"),
+    *("bamba", "falcon_h1", "minimax", "olmo_hybrid", "zaya"),
     *("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
 )(Hybrid())
 register("lfm2_moe")(LFM2MoE())
 register("bailing_hybrid")(HybridMLA())
+register("granitemoehybrid")(GraniteMoEHybrid())

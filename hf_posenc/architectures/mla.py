@@ -21,16 +21,7 @@ class InterleavedMLA(MLA):
 
 
 register(
-    "axk1",
-    "axk2",
-    "deepseek_v3",
-    "dots3_note_text",
-    "deepseek_v32",
-    "glm4_moe_lite",
-    "glm_moe_dsa",
-    "hy_v4",
-    "minicpm3",
-    "sarvam_mla",
-    "youtu",
+    *("axk1", "axk2", "deepseek_v3", "deepseek_v32", "dots3_note_text", "glm4_moe_lite"),
+    *("glm_moe_dsa", "hy_v4", "minicpm3", "sarvam_mla", "youtu"),
 )(MLA())
 register("deepseek_v2")(InterleavedMLA())

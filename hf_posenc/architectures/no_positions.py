@@ -1,7 +1,7 @@
 from typing import Any
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from .base import Architecture, register
 from .mla import MLA
@@ -11,15 +11,14 @@ class NoPositions(Architecture):
     """A hybrid whose attention has no positions: its recurrent layers tell the order."""
 
     slot = ""
+    packs = False
 
 
 class NemotronH(NoPositions):
     attention = "mixer"
 
-    def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
-        """Other layers have something else in the same place."""
-        kinds: Any = backbone.config
-        return {i: mixer for i, mixer in super().attentions(backbone).items() if kinds.layers_block_type[i] == "full_attention"}
+    def layer_types(self, config: Any) -> tuple[str, ...]:
+        return tuple(config.layers_block_type)
 
 
 class Zamba(NoPositions):
@@ -43,15 +42,11 @@ class Zamba2(Zamba):
 
 class KimiLinear(MLA):
     slot = ""
-
-    def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
-        """Other layers have something else in the same place."""
-        kinds: Any = backbone.config
-        return {i: mixer for i, mixer in super().attentions(backbone).items() if kinds.layer_types[i] == "full_attention"}
+    packs = False
 
 
 register("jamba")(NoPositions())
 register("nemotron_h")(NemotronH())
 register("zamba")(Zamba())
 register("zamba2")(Zamba2())
-register("kimi_linear", "glm5_next")(KimiLinear())
+register("kimi_linear", "glm5_next_text")(KimiLinear())

@@ -48,6 +48,7 @@ class OwnRotary(Architecture):
 
 class RecurrentGemma(OwnRotary):
     attention = "temporal_block"
+    packs = False
 
     def attentions(self, backbone: PreTrainedModel) -> dict[int, nn.Module]:
         """Other layers have a recurrent block in the same place."""

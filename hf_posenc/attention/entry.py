@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -23,6 +24,8 @@ from .settled import Settled
 from .structured import mask_for_eager, mask_for_flex, mask_for_sdpa
 
 PREFIX = "hf_posenc_"
+GIVEN = "posenc_given_mask"
+"""Argument that an attention module passes on to its attention function: its mask, before it hid further keys."""
 CHOSEN = "indices"
 """Argument with which a family tells a backend the keys [B,Q,n] that each query may see at most (DeepSeek sparse attention)."""
 
@@ -64,8 +67,10 @@ def posenc_attention(
     if kwargs.get("block_indices") is not None:
         raise ValueError(f"{type(module).__name__} lets each query see some blocks of keys alone, which patched attention cannot do")
     plain = backend == "eager" or kwargs.get("output_attentions")
-    if site is None and (chosen := kwargs.pop(CHOSEN, None)) is not None:
-        attention_mask = only(attention_mask, chosen, key.shape[2])
+    if site is None:
+        kwargs.pop(GIVEN, None)
+        chosen = kwargs.pop(CHOSEN, None)
+        attention_mask = attention_mask if chosen is None else only(attention_mask, chosen, key.shape[2])
     if site is None and not plain:
         return stock.attention(backend, module, query, key, value, attention_mask, **kwargs)
     call = _call(backend, site, module, query, key, value, attention_mask, **kwargs)
@@ -97,12 +102,12 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     encoding = here(site.encoding, pos)
     # Under autocast the neutral rotation of the family has left bfloat16 numbers in float32.
     query, key, value = (in_rows(x.to(value.dtype)) for x in (query, key, value))
-    layout = Layout.of(pos, _said(backend, mask, query, key), len(query), key.shape[2])
+    given = kwargs.pop(GIVEN, mask)
+    layout = Layout.of(pos, _said(backend, given, query, key), len(query), key.shape[2])
     if not encoded:
         key = encoding.cached_key(key, layout.k_pos)
-    if chosen is not None:
-        layout = layout.only(chosen)
-        mask = layout.mask
+    mask = mask if chosen is None else only(mask, chosen, key.shape[2])
+    layout = layout if mask is given else layout.behind(mask)
     return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, backend, avoided=site.avoided)
 
 
@@ -118,7 +123,12 @@ def _as_numbers(module: nn.Module, mask: Mask, query: Tensor, key: Tensor, added
 
 
 def _said(backend: str, mask: Mask, query: Tensor, key: Tensor) -> Mask:
-    """`mask`, or one that says what none means to flash attention: the queries are the last of the keys, not the first."""
+    """`mask`, or one that says what none means to flash attention: the queries are the last of the keys, not the first.
+
+    Where a family makes a mask [B,Q] of the new tokens alone, the cached ones are none of padding.
+    """
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] < key.shape[2]:
+        return F.pad(mask, (key.shape[2] - mask.shape[1], 0), value=1)
     silent = backend in FLASH and mask is None and 1 < query.shape[2] < key.shape[2]
     return query.new_ones(1, key.shape[2], dtype=torch.bool) if silent else mask
 

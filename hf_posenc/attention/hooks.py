@@ -12,10 +12,11 @@ from transformers import Cache
 from ..encodings import PositionalEncoding
 from ..encodings.base import at_hand, has_values
 from .cached import ENCODED, EncodedKeys, by_name, no_continuous_batching
-from .entry import PREFIX
+from .entry import GIVEN, PREFIX
 from .places import here
 from .positions import AXES, bound, on_axes, on_every_axis, resolve
 from .settled import Remember, Settled
+from .structured import written
 
 ROTARY = "posenc_rotary"
 """Submodule of an attention, or of a part of it, that holds a rotation of its own."""
@@ -147,6 +148,22 @@ class LayerRotationSinFirst(LayerRotation):
 
     def still(self, native: Any) -> Any:
         return torch.zeros_like(native[0]), torch.ones_like(native[1])
+
+
+class ReadableMask:
+    """Before an attention that reads its mask: write it down, and let the attention function know what it was before keys were chosen.
+
+    Args:
+        names: of the arguments of its `forward`.
+    """
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        kwargs = dict(zip(self.names, args, strict=False)) | kwargs
+        mask = kwargs.get("attention_mask")
+        return (), kwargs | {"attention_mask": written(mask), GIVEN: mask}
 
 
 class CachedKeys:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..encodings import PositionalEncoding, Region
 from ..encodings.base import at_hand, has_values
-from .masks import Mask, key_positions, only, settled, visible
+from .masks import Mask, key_positions, settled, visible
 from .positions import COUNTED
 
 MEMO = "posenc_layouts"
@@ -75,9 +75,9 @@ class Layout:
             known[key] = cls(position_ids.clone().expand(batch, -1), mask, num_keys, COUNTED in vars(position_ids))
         return known[key]
 
-    def only(self, chosen: Tensor) -> Layout:
-        """The same, where each query sees no more than the keys `chosen` [B,Q,n], by index."""
-        return Layout(self.q_pos, only(self.mask, chosen, self.num_keys), self.num_keys, memo={key_positions: self.k_pos})
+    def behind(self, mask: Mask) -> Layout:
+        """The same positions, where a mask hides further keys, of which it does not tell where they are."""
+        return Layout(self.q_pos, mask, self.num_keys, memo={key_positions: self.k_pos})
 
     @property
     def num_queries(self) -> int:

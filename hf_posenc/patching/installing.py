@@ -13,7 +13,7 @@ from ..attention.ahead import NothingAhead
 from ..attention.cached import changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents
 from ..attention.entry import EncodingSite
-from ..attention.hooks import ROTARY, BackbonePositions, CachedKeys, PartRotation, TablePositions
+from ..attention.hooks import ROTARY, BackbonePositions, CachedKeys, PartRotation, ReadableMask, TablePositions
 from ..attention.positions import arguments_of
 from ..attention.settled import Forget, Remember
 from ..encodings import PositionalEncoding
@@ -67,6 +67,8 @@ def _install(record: Patch, placements: list[Placement]) -> None:
     record.stock = config is not None
     setattr(backbone, RECORD, record)
     architecture.put(backbone, _slot(record, contents))
+    if any(p.in_attention for p in placements):
+        _write_masks(record)
     for placement in placements:
         _put_in(record, placement)
     for i in alone:
@@ -96,6 +98,12 @@ def _put_in(record: Patch, placement: Placement) -> None:
             if record.architecture.caches_keys and changes_keys(placement.encoding):
                 record.handles.append(attention.register_forward_pre_hook(CachedKeys(), with_kwargs=True))
             record.handles += record.architecture.seam.hook(attention)
+
+
+def _write_masks(record: Patch) -> None:
+    for attention in record.attentions.values():
+        if record.architecture.reads_mask(attention):
+            record.handles.append(attention.register_forward_pre_hook(ReadableMask(arguments_of(attention)), with_kwargs=True))
 
 
 def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None) -> None:
