@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from families import model_class, tiny_config
+from families import image_text_types, model_class, seq2seq_types, tiny_config, tiny_model
 from tiny import save_tiny
 from torch import nn
 from torch.testing import assert_close
@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessor,
@@ -81,8 +82,7 @@ def towers(model):
 
 
 def heads_of(model):
-    record = patch_of(model)
-    return record.geometry(record.group(0)).num_heads
+    return patch_of(model).geometry(0).num_heads
 
 
 class Still(nn.Module):
@@ -381,3 +381,48 @@ def test_a_decoder_that_is_not_served():
     with pytest.raises(ValueError, match=r"'fsmt' is not supported: FSMTDecoder"):
         hf_posenc.patch(model, "alibi")
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+# -- every type that can be built and run without media -----------------------------------------------------------------
+
+REFUSED = """ernie4_5_vl_moe fsmt glm5_next hy_v4_vl inkling2 inkling2_loop inkling_mm_model led muse_glimmer muse_spark
+    prophetnet t5gemma2"""
+AROUND = sorted({*image_text_types(), *seq2seq_types()} - {"mistral4"})  # a decoder itself
+
+
+def through(model, folder):
+    """What an Auto class makes of the model once it is saved, in eval mode."""
+    model.save_pretrained(folder)
+    for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq):
+        if auto._model_mapping.get(type(model.config), None) is type(model):
+            return auto.from_pretrained(folder).eval()
+    return type(model).from_pretrained(folder).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", AROUND)
+@torch.no_grad()
+def test_each_type_is_served_or_refused(kind, tmp_path):
+    try:
+        model = tiny_model(kind, seq2seq=kind in seq2seq_types())
+        assert model.num_parameters() < 1e8, "large"
+        stock = model(**inputs(model)).logits
+        again = through(model, tmp_path / "stock")
+    except Exception as error:
+        pytest.skip(f"not built, run or loaded without media: {error}")
+    found = torch.equal(again(**inputs(again)).logits, stock)
+    served = []
+    for name, options in [("alibi", {}), ("yarn", {"factor": 4.0}), ("rerope", {"window": 3})]:
+        try:
+            hf_posenc.patch(model, name, **options)
+        except ValueError:
+            continue
+        served.append(name)
+        changed = model(**inputs(model)).logits
+        assert not torch.allclose(changed, stock, atol=1e-5)
+        if found:
+            loaded = through(model, tmp_path / name)
+            assert torch.equal(loaded(**inputs(loaded)).logits, changed)
+        hf_posenc.unpatch(model)
+        assert torch.equal(model(**inputs(model)).logits, stock)
+    assert bool(served) != (kind in REFUSED.split())
