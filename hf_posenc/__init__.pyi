@@ -7,6 +7,7 @@ from . import plotting as plotting
 from . import training as training
 from .catalogue import describe as describe
 from .catalogue import list_encodings as list_encodings
+from .catalogue import list_model_types as list_model_types
 from .encodings import Geometry as Geometry
 from .encodings import PositionalEncoding as PositionalEncoding
 from .encodings import Region as Region

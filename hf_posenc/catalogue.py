@@ -1,4 +1,4 @@
-"""Saying what encodings there are."""
+"""Saying what encodings there are, and for which models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import inspect as python_inspect
 from typing import Any
 
+from .architectures import ARCHITECTURES
 from .encodings import ENCODINGS, options_of
 from .encodings.base import STAGES
 
@@ -13,6 +14,11 @@ from .encodings.base import STAGES
 def list_encodings() -> list[str]:
     """Names of all registered encodings, sorted."""
     return list(ENCODINGS)
+
+
+def list_model_types() -> list[str]:
+    """Model types of transformers that can be patched, sorted: what `config.model_type` says, or that of the decoder of text within it."""
+    return list(ARCHITECTURES)
 
 
 @dataclasses.dataclass(frozen=True)

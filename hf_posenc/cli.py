@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("list", "all encodings, with what they act on", _list)
+    add("models", "all model types that can be patched", _models)
     add("describe", "formula, source, options and properties of one encoding", _describe).add_argument("encoding")
     add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help="hub id, path, or 'demo'")
     add("fetch-demo-model", "download and convert SmolLM2-135M-Instruct once, and print where it is", _fetch)
@@ -45,6 +46,12 @@ def _list(arguments: argparse.Namespace) -> None:
         d = describe(name)
         rows.append([name, d.documentation.split("\n")[0], ", ".join(d.stages) or "nothing", "yes" if d.needs_training else "no"])
     print_texts(["encoding", "what it is", "acts on", "to be trained"], rows)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from .catalogue import list_model_types
+
+    print(*list_model_types(), sep="\n")
 
 
 def _describe(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import save_tiny, tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import hf_posenc
 from hf_posenc import cli
@@ -22,6 +22,14 @@ def test_list_names_every_encoding(capsys, monkeypatch):
     assert cli.main(["list"]) == 0
     shown = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[:1].strip()}
     assert shown == set(hf_posenc.list_encodings())
+
+
+def test_models_are_types_of_transformers_that_a_patch_takes(capsys):
+    assert cli.main(["models"]) == 0
+    shown = capsys.readouterr().out.split()
+    assert shown == hf_posenc.list_model_types() == sorted(shown)
+    assert {"gpt2", "llama", "bloom", "deepseek_v3", "qwen3_moe", "whisper"} <= set(shown) and "mamba" not in shown
+    assert set(shown) <= set(CONFIG_MAPPING)
 
 
 @pytest.mark.parametrize("name", hf_posenc.list_encodings())

@@ -174,8 +174,8 @@ def _check_reach(request: Request, layers: Layers, record: Patch) -> None:
     complete = len(request.layers) == len(record.attentions)
     if not complete and not record.architecture.rotates and does_nothing:
         raise ValueError(f"the position table of this model feeds every layer, so {request.name!r} cannot be limited to some of them")
-    changes_rotation = does_nothing or (issubclass(cls, ScaledRoPE) and record.architecture.native_table(record.native) is None)
-    if changes_rotation and not any(record.architecture.uses_slot(record.attentions[i]) for i in request.layers):
-        where = ", ".join(map(str, request.layers))
-        effect = "the patch would have no effect" if does_nothing else f"there is no rotation that {request.name!r} could stretch"
-        raise ValueError(f"layers {where} have no positions by design: {effect}")
+    uses = {i: record.architecture.uses_slot(attention) for i, attention in record.attentions.items()}
+    if does_nothing and not any(uses[i] for i in request.layers):
+        raise ValueError(f"layers {', '.join(map(str, request.layers))} have no positions by design: the patch would have no effect")
+    if issubclass(cls, ScaledRoPE) and not any(uses.values()) and record.architecture.native_table(record.native) is None:
+        raise ValueError(f"the attention of this model has no positions by design: there is no rotation that {request.name!r} could stretch")
