@@ -74,6 +74,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_hidden_layers": 4, "layer_types": BOTH * 2, "num_kv_shared_layers": 2, "intermediate_size": [96] * 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_hidden_layers": 2},
     "recurrent_gemma": {"num_hidden_layers": 3},
+    "dory": {"num_hidden_layers": 4, "n_input_layers": 1, "n_output_layers": 1, "layer_types": BOTH * 2},
+    "hrm_text": {"num_hidden_layers": 1, "H_cycles": 1, "L_cycles": 2, "L_bp_cycles": [2]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2, "position_embedding_type": "rope"},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "hybrid_layer_ids": [1, 3]},
@@ -125,6 +127,7 @@ def cut(config: PretrainedConfig) -> PretrainedConfig:
     if not counts or (count := entries[counts[0]]) <= SHALLOW:
         return config
     own = config.to_dict()["per_layer_config"] if getattr(config, "is_heterogeneous", False) else {}
+    own = {int(i): values for i, values in own.items()}
     lists = {name: value for name, value in entries.items() if isinstance(value, list | tuple) and len(value) == count}
     lists = {name: value for name, value in lists.items() if list(value) != list(range(count))}  # numbers of layers, not kinds
     kinds = [repr([own.get(i), *(value[i] for value in lists.values())]) for i in range(count)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import traceback
 from collections.abc import Iterator
 from functools import cached_property
@@ -23,22 +24,13 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES, Architecture
 from hf_posenc.architectures.base import TableArchitecture
+from hf_posenc.architectures.refused import REFUSED as SAID
 from hf_posenc.patching import Patch, Request, apply, patch_of, proof
 from hf_posenc.patching.twin import small
 
 TOKENS = 12
 REFUSED: dict[str, str] = {
-    "no attention": "falcon_mamba mamba mamba2 rwkv xlstm",
-    "attention of its own, without scores that an encoding could act on": "reformer xlnet xlm cpmant",
-    "queries are scaled by their channel after the rotation": "dory",
-    "a norm or a sign after the rotation": "hunyuan_v1_dense hunyuan_v1_moe nanochat",
-    "queries are scaled by their position": "beam llama4 llama4_text ministral3",
-    "frequencies are computed anew, or kept elsewhere": "granite_swa granitemoe_swa hrm_text lfm3 moshi phimoe recurrent_gemma",
-    "one rotation for several kinds of attention": "deepseek_v4 dots3_note dots3_note_text",
-    "two attentions in a layer": "longcat_flash",
-    "positions of one row do not stand for all": "qwen4_exp_text",
-    "layers without rotation, decided outside of the attention": "lara_mini",
-    "no rotation to take the place of": "jamba kimi_linear nemotron_h zamba zamba2",
+    **{why: " ".join(name for name in SAID if SAID[name] == why) for why in SAID.values()},
     "biases of its own": "bloom inkling2_loop_text inkling2_text mpt",
     "attention beside the interface": "big_bird codegen falcon gpt_neo gpt_neox_japanese gptj megatron-bert mvp openai-gpt "
     "prophetnet rembert roformer trocr xglm",
@@ -73,6 +65,12 @@ def test_refused(model_type):
     model = tiny_model(model_type)
     with pytest.raises(ValueError, match=r"not supported|cannot be patched|no layer of"):
         hf_posenc.patch(model, "alibi")
+
+
+@pytest.mark.parametrize("model_type", SAID)
+def test_refused_with_its_reason(model_type):
+    with pytest.raises(ValueError, match=SAID[model_type]):
+        hf_posenc.inspect(tiny_model(model_type))
 
 
 @pytest.mark.parametrize("model_type", [name for name in causal_types() if name not in listed(UNBUILT)])
@@ -161,11 +159,27 @@ every_family = pytest.mark.parametrize("built", SERVED, indirect=True, scope="mo
 
 def put_native(family: Family) -> None:
     """The native encoding, in the attention function or the embeddings."""
+    if not family.positional:
+        pytest.skip("no positions")
     try:
         apply(family.record, Request(family.native, {}, family.positional), native_slot=False)
-    except ValueError as error:
-        assert "added to the embeddings" in str(error)  # where the family does more to them before it adds its own
+    except ValueError as error:  # where the family does more to the embeddings before it adds its own, or to what it has turned
+        assert "added to the embeddings" in str(error) or "turns queries and keys" in str(error)
         pytest.skip(str(error))
+
+
+def without(family: Family) -> None:
+    """No encoding in any layer."""
+    hf_posenc.unpatch(family.model)
+    if family.positional:
+        hf_posenc.patch(family.model, "nope", layers="all")
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """As in the paper, for any number of heads."""
+    power = 2 ** int(math.log2(heads))
+    slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)] + [2 ** (-4 * (h + 1) / power) for h in range(0, 2 * power, 2)]
+    return torch.tensor(slopes[:heads])
 
 
 @every_family
@@ -190,9 +204,13 @@ def test_native_encoding_in_eager_attention(family):
 
 @every_family
 def test_rerope_beyond_the_text(family):
-    if not family.record.architecture.rotates:
+    if not family.record.architecture.rotates or not family.positional:
         pytest.skip("no rotation")
-    hf_posenc.patch(family.model, "rerope", window=4 * TOKENS, layers=family.positional)
+    try:
+        hf_posenc.patch(family.model, "rerope", window=4 * TOKENS, layers=family.positional)
+    except ValueError as error:
+        assert "turns queries and keys" in str(error)
+        pytest.skip(str(error))
     assert same(family(), family.stock)
 
 
@@ -203,12 +221,12 @@ def test_alibi_is_a_mask(family):
     where = family.positions(pos[None])
     takes_masks = same(family(attention_mask=seen, **where), family.stock) and family.model.config.model_type not in MASKS_WITHOUT_NUMBERS
     hf_posenc.patch(family.model, "alibi", layers="all")
-    heads = family.record.geometry(family.positional[0]).num_heads
+    heads = {family.record.geometry(i).num_heads for i in family.record.attentions}
     alibi = family()
-    hf_posenc.patch(family.model, "nope", layers="all")
+    without(family)
     assert not same(alibi, family(), 1e-3) and not same(alibi, family.stock, 1e-3)
-    if takes_masks:
-        slopes = torch.tensor([2 ** (-8 * (h + 1) / heads) for h in range(heads)])
+    if takes_masks and len(heads) == 1:
+        slopes = alibi_slopes(heads.pop())
         bias = -slopes[:, None, None] * (pos[:, None] - pos).abs()
         assert same(family(attention_mask=seen + bias, **where), alibi)
 
@@ -217,30 +235,51 @@ def test_alibi_is_a_mask(family):
 def test_positions_mean_nothing_without_an_encoding(family):
     if not family.takes_positions:
         pytest.skip("takes no positions")
-    hf_posenc.patch(family.model, "nope", layers="all")
+    without(family)
     mask = torch.ones_like(family.ids)
     pos = torch.arange(TOKENS)[None]
-    assert same(family(attention_mask=mask, **family.positions(3 * pos + 5)), family(attention_mask=mask, **family.positions(pos)), 1e-5)
+    record = family.record
+    if any(record.architecture.query_scale(record.backbone.config, i, pos) is not None for i in record.attentions):
+        pytest.skip("queries grow with their position")
+    elsewhere = torch.where(pos > 0, 3 * pos + 5, 0)  # some recurrent layers begin anew at 0
+    assert same(family(attention_mask=mask, **family.positions(elsewhere)), family(attention_mask=mask, **family.positions(pos)), 1e-5)
+
+
+RESTARTS = {"jamba", "nemotron_h", "zamba", "zamba2"}
+"""Types of which the stock model forgets its state where several tokens follow on a cache."""
+INEXACT = {"dory", "nemotron_h", "zamba2"}
+"""Types of which the stock model computes other numbers one token at a time."""
+CACHELESS = {"recurrent_gemma"}
+"""Types that keep part of what they cache to themselves."""
+
+
+def decoded(family: Family) -> Tensor:
+    """Logits from a few tokens at a time."""
+    parts, cache, seen = [], None, 0
+    for count in (5, *(1,) * 7) if family.model.config.model_type in RESTARTS else (5, 1, 1, 3, 2):
+        with torch.no_grad():
+            out = family.model(input_ids=family.ids[:, seen : seen + count], past_key_values=cache, use_cache=True)
+        cache, seen = out.past_key_values, seen + count
+        parts.append(out.logits)
+    return torch.cat(parts, 1)
 
 
 @every_family
 @pytest.mark.parametrize("name", ["alibi", "native"])
 def test_decoding_equals_evaluation(family, name):
+    if family.model.config.model_type in CACHELESS | INEXACT:
+        pytest.skip("nor does the stock model decode like this")
     if name == "native":
         put_native(family)
     else:
         hf_posenc.patch(family.model, name, layers="all")
-    full, parts, cache, seen = family(), [], None, 0
-    for count in (5, 1, 1, 3, 2):
-        with torch.no_grad():
-            out = family.model(input_ids=family.ids[:, seen : seen + count], past_key_values=cache, use_cache=True)
-        cache, seen = out.past_key_values, seen + count
-        parts.append(out.logits)
-    assert same(torch.cat(parts, 1), full, 1e-3)
+    assert same(decoded(family), family(), 1e-3)
 
 
 @every_family
 def test_left_padding_is_invisible(family):
+    if family.model.config.model_type in CACHELESS:
+        pytest.skip("its recurrence reads padding")
     hf_posenc.patch(family.model, "alibi", layers="all")
     mask = torch.ones_like(family.ids)
     mask[:, :4] = 0
@@ -273,7 +312,7 @@ def test_save_and_reload(family, name, options, tmp_path, request):
     try:
         hf_posenc.patch(family.model, name, **options)
     except ValueError as error:
-        assert name == "yarn" and "already scales its RoPE" in str(error)
+        assert name == "yarn" and ("already scales its RoPE" in str(error) or "have no positions by design" in str(error))
         pytest.skip(str(error))
     logits, stock = family(), hf_posenc.inspect(family.model).stock_checkpoint
     family.model.save_pretrained(tmp_path)
@@ -295,7 +334,10 @@ def test_every_parameter_learns(family):
     hf_posenc.patch(family.model, "alibi", layers="all")
     architecture = family.record.architecture
     gone = () if architecture.rotates else (architecture.slot, *OF_THE_NATIVE)
-    assert not {name for name in before - learning() if not any(part in name for part in gone)}
+    lost = {name for name in before - learning() if not any(part in name for part in gone)}
+    if family.model.config.model_type == "phimoe":  # a router that is certain learns nothing
+        lost = {name for name in lost if "router" not in name}
+    assert not lost
 
 
 # -- nothing by its name ----------------------------------------------------------------------------------------------

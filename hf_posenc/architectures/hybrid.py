@@ -29,7 +29,7 @@ class GraniteMoEHybrid(Hybrid):
 
 
 register(
-    *("bamba", "falcon_h1", "minimax", "olmo_hybrid", "zaya"),
+    *("bamba", "falcon_h1", "minimax", "lfm3", "olmo_hybrid", "zaya"),
     *("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
 )(Hybrid())
 register("lfm2_moe")(LFM2MoE())

@@ -1,3 +1,5 @@
+"""Families that change queries and keys once more after they have turned them."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -6,15 +8,25 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..attention.cached import changes_keys
 from ..encodings import Geometry, PositionalEncoding
 from .base import Architecture, Group, register
 
 
-class NormedLast(Architecture):
-    """Queries and keys are normed after the rotation, over the whole head: this undoes a factor on cos and sin, as in transformers.
+class TurnsFirst(Architecture):
+    """What follows the rotation has a weight for each dimension: the two cannot change places, so no other rotation can come last."""
 
-    A norm with weights and a rotation cannot change places, so nothing can be turned in the attention function then.
-    """
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
+        if encoding.has("rotate") or encoding.has("regions"):
+            raise ValueError(
+                f"{encoding.name!r} turns queries and keys in the attention function, but {backbone.config.model_type} weighs their "
+                "dimensions between its rotation and its attention; use an encoding that fits its own rotation (such as 'yarn' or "
+                "'linear', in all layers that have it), a bias, or 'nope'"
+            )
+
+
+class NormedLast(TurnsFirst):
+    """Queries and keys are normed after the rotation, over the whole head: this undoes a factor on cos and sin, as in transformers."""
 
     norms: ClassVar[tuple[str, str]] = ("query_layernorm", "key_layernorm")
     """Where an attention keeps those of queries and of keys."""
@@ -22,33 +34,20 @@ class NormedLast(Architecture):
     def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
         return dataclasses.replace(super().geometry(config, native, group), attention_factor=1.0)
 
-    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        weighs = any(_weight(attention, norm) is not None for attention in self.attentions(backbone).values() for norm in self.norms)
-        if weighs and (encoding.has("rotate") or encoding.has("regions")):
-            raise ValueError(
-                f"{encoding.name!r} turns queries and keys in the attention function, but {backbone.config.model_type} norms them between "
-                "its rotation and its attention, with weights for each dimension; use an encoding that fits its own rotation (such as "
-                "'yarn' or 'linear' in all layers), a bias, or 'nope'"
-            )
-
     def turned(self, attention: Any, encoding: PositionalEncoding, query: Tensor, key: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        weights = [_weight(attention, norm) for norm in self.norms]
-        query, key = (x if weight is None else x / weight for x, weight in zip((query, key), weights, strict=True))
+        norms = [getattr(attention, name, None) or nn.Identity() for name in self.norms]
+        query, key = (x / getattr(norm, "weight", 1.0) for x, norm in zip((query, key), norms, strict=True))
         query, key = super().turned(attention, encoding, query, key, pos)
-        query, key = (
-            getattr(attention, norm)(x) if hasattr(attention, norm) else x for x, norm in zip((query, key), self.norms, strict=True)
-        )
-        return query, key
-
-
-def _weight(attention: nn.Module, norm: str) -> Tensor | None:
-    return getattr(getattr(attention, norm, None), "weight", None)
+        return norms[0](query), norms[1](key)
 
 
 class NormedPlainly(NormedLast):
     """The norm has no weights: what turns in the attention function is right, and has its factor."""
 
     norms = ("q_norm", "k_norm")
+
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
+        """Anything goes."""
 
     def can_hold(self, encoding: PositionalEncoding) -> bool:
         frequencies = encoding.frequencies()
@@ -71,6 +70,21 @@ class Llama4(NormedPlainly):
         return getattr(base, "model", base)
 
 
+class Dory(TurnsFirst):
+    """Queries have a weight for each dimension after the rotation; some layers run several times, and then may read cached keys apart."""
+
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
+        super().check_encoding(backbone, encoding)
+        if changes_keys(encoding):
+            raise ValueError(f"{encoding.name!r} changes what the KV cache holds, which {backbone.config.model_type} reads past it")
+
+    def turned(self, attention: Any, encoding: PositionalEncoding, query: Tensor, key: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+        weight = (attention.sqk * attention.sqk_scale).view(-1, 1, attention.head_dim).square()
+        query, key = super().turned(attention, encoding, query / weight, key, pos)
+        return query * weight, key
+
+
 register("hunyuan_v1_dense", "hunyuan_v1_moe")(NormedLast())
 register("nanochat")(NanoChat())
 register("llama4_text")(Llama4())
+register("dory")(Dory())

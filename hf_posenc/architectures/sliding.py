@@ -21,6 +21,6 @@ class Exaone(Architecture):
         return attention.sliding_window is None or bool(attention.is_sliding)
 
 
-register("afmoe")(Afmoe())
+register("afmoe", "lara_mini")(Afmoe())
 register("flint")(Sliding())
 register("exaone4", "exaone_moe", "kolibri1")(Exaone())

@@ -199,14 +199,19 @@ def _prove_rotation(
 
 def _prove_cache(subject: Patch, stock: Tensor) -> None:
     """That a rotation in the attention function means the same to cached keys; where the stock model has a KV cache, and it works."""
-    decoded = _decode(subject)
-    rotations = {i: subject.rotation(i) for i in subject.attentions}
-    if decoded is None or not _close(decoded, stock[:, -1:], stock) or not all(_may_turn(subject, each) for each in rotations.values()):
+    decoded, rotations = _decode(subject), {i: subject.rotation(i) for i in subject.attentions}
+    if decoded is None or not all(_may_turn(subject, each) for each in rotations.values()):
         return
+    leeway = max(ROUNDING, 50 * _away(decoded, stock))  # some recurrent layers are less exact one token at a time
     with _with(subject, _placements(subject, rotations)):
         whole, decoded = _run(subject), _decode(subject)
-    if decoded is None or not _close(decoded, whole[:, -1:], whole):
+    if decoded is None or not _away(decoded, whole) <= leeway:
         raise ValueError(f"{_name(subject)} cannot be patched: its KV cache does not hold the keys that its attention gets")
+
+
+def _away(decoded: Tensor, whole: Tensor) -> float:
+    """How far a last hidden state [1 or B,1,M] is from that of a run over all tokens, relative to the largest number there."""
+    return float((decoded - whole[:, -1:]).abs().max() / whole.abs().max())
 
 
 def _prove_table(subject: Patch, seen: dict[int, Handed], free: dict[int, Handed], stock: Tensor, without: Tensor) -> None:

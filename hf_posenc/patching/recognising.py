@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from ..architectures import ARCHITECTURES, Architecture
 from ..architectures.base import decoder_of
+from ..architectures.refused import REFUSED
 from ..architectures.structure import candidates
 from .proof import prove_structure, written
 from .record import RECORD, Patch
@@ -27,6 +28,9 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
         return live.architecture
     if not isinstance(decoder, PreTrainedModel):
         raise ValueError(f"{_named(model)} is not supported: {type(decoder).__name__} is no model of transformers on its own")
+    for model_type in _types(model):
+        if model_type in REFUSED:
+            raise ValueError(f"{_named(model)} is not supported: {REFUSED[model_type]}")
     key = type(decoder), written(decoder.config)
     if key not in _recognised:
         _recognised[key] = _shown(model, decoder)

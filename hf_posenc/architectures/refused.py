@@ -1,0 +1,12 @@
+"""Model types that no encoding can be put into, and why."""
+
+_STATE = "it has no attention that an encoding could act in, only a state that runs through the text"
+_OWN = "its attention is of its own making, without a function that an encoding could take the place of"
+
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"), _STATE),
+    **dict.fromkeys(("cpmant", "xlm", "xlnet"), _OWN),
+    "reformer": "it sorts queries and keys into chunks by their hashes, and never compares all of them",
+    "deepseek_v4": "its attention sees summaries of many tokens, which have no one position, and its values are turned too",
+    "qwen4_exp_text": "it chooses the keys of each query by positions of its own, which it keeps beside the KV cache",
+}
