@@ -47,7 +47,7 @@ def _shown(model: PreTrainedModel, decoder: PreTrainedModel) -> Architecture:
         else:
             return guess
     why = f", and its structure is not that of a decoder which could be ({faults[0]})" if faults else ""
-    raise ValueError(f"{_named(model)} is not supported{why}. Supported: {', '.join(ARCHITECTURES)}")
+    raise ValueError(f"{_named(model)} is not supported{why}; hf_posenc.list_model_types() names those that are")
 
 
 def _named(model: PreTrainedModel) -> str:
