@@ -536,3 +536,23 @@ def test_angles_from_a_table(family, padded, tmp_path):
     assert hf_posenc.inspect(model).whole
     table = hf_posenc.unpatch(model).transformer.rotary_emb.embed_positions
     assert torch.equal(table, build(family, n_positions=LENGTH).transformer.rotary_emb.embed_positions)
+
+
+@pytest.mark.parametrize(
+    "case", ["falcon eager", *(pytest.param(case, marks=pytest.mark.slow) for case in ("bloom", "falcon", "gpt_neo", "mpt"))]
+)
+@torch.no_grad()
+def test_compiled(case, padded):
+    """With breaks in the graph; in eager mode afterwards no positions are left."""
+    (batch, real), model = padded, hf_posenc.patch(built(case), "rerope", window=3)
+    wanted, record = model(**batch).logits[real], patch_of(model)
+    compiled = torch.compile(model, backend="eager")
+    assert_close(compiled(**batch).logits[real], wanted)
+    assert modes() == 0 and record.settled.pos is None and record.settled.traced is None
+
+
+def test_an_export_is_refused():
+    model, ids = hf_posenc.patch(built("bloom"), "alibi"), torch.arange(1, 9)[None]
+    with pytest.raises(RuntimeError, match=r"BloomAttention .* cannot be exported"):
+        torch.export.export(model, (ids,), {"use_cache": False})
+    assert modes() == 0

@@ -2,7 +2,8 @@
 
 While the forward of such an attention module runs, the first product of two batches of matrices in it, which are its queries and its
 keys, gives the scores of the encoding instead; and a call of PyTorch's fused attention goes through the attention function of this
-package. Mask, softmax, dropout and cache stay those of the family. torch.compile breaks its graph around such a module.
+package. Mask, softmax, dropout and cache stay those of the family. torch.compile breaks its graph around each of them;
+torch.export cannot follow, and says so.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class Products(Interface):
         enter = attention.register_forward_pre_hook(Enter(self), with_kwargs=True)
         return [enter, attention.register_forward_hook(Leave(), always_call=True, prepend=True)]
 
+    def around(self, hook: Any) -> Any:
+        return Uncompiled(hook)
+
     def check(self, encoding: PositionalEncoding) -> None:
         width, pos = encoding.geometry.head_dim, torch.zeros(1, 1, dtype=torch.long)
         with torch.device("cpu"):
@@ -108,16 +112,34 @@ class Enter:
     def __init__(self, seam: Products):
         self.seam = seam
 
+    @torch.compiler.disable
     def __call__(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                f"{type(attention).__name__} writes its attention down, which hf_posenc changes while it runs: a patched model of this "
+                "family cannot be exported"
+            )
         tokens = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         mode = Forward(self.seam, attention, len(tokens), by_name(attention, args, kwargs))
         mode.__enter__()
         _entered.stack.append((attention, mode))
 
 
+class Uncompiled:
+    """A hook that is left out of graphs."""
+
+    def __init__(self, hook: Any):
+        self.hook = hook
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any) -> Any:
+        return self.hook(*args)
+
+
 class Leave:
     """After it, or after an error in it."""
 
+    @torch.compiler.disable
     def __call__(self, attention: nn.Module, args: tuple, output: Any) -> None:
         if not _entered.stack or _entered.stack[-1][0] is not attention:
             return  # an error before it was entered
@@ -144,6 +166,7 @@ class Forward(TorchFunctionMode):
         self.looks = probe.is_looking()
         self.weighed = False
 
+    @torch.compiler.disable
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and not self.done:

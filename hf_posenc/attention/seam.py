@@ -38,6 +38,10 @@ class Interface:
         """Make `attention` do what its `posenc_site` says; handles that undo it."""
         return []
 
+    def around(self, hook: Any) -> Any:
+        """`hook`, for the backbone around such attention modules."""
+        return hook
+
     def check(self, encoding: PositionalEncoding) -> None:
         """Raise ValueError if `encoding` cannot act here."""
 

@@ -90,14 +90,14 @@ def _put_in(record: Patch, placement: Placement) -> None:
     if not placement.in_table:
         record.backbone.add_module(placement.attribute, placement.encoding.to(record.home(placement)))
     if placement.in_attention:
-        avoid = avoided(placement.request.name, record.device)
+        avoid, seam = avoided(placement.request.name, record.device), record.architecture.seam
         for i in placement.layers:
             attention = record.attentions[i]
             _keep_choosing(record, i)
             attention.posenc_site = EncodingSite(record.backbone, placement.attribute, record.settled, avoid)
             if record.architecture.caches_keys and changes_keys(placement.encoding):
-                record.handles.append(attention.register_forward_pre_hook(CachedKeys(), with_kwargs=True))
-            record.handles += record.architecture.seam.hook(attention)
+                record.handles.append(attention.register_forward_pre_hook(seam.around(CachedKeys()), with_kwargs=True))
+            record.handles += seam.hook(attention)
 
 
 def _write_masks(record: Patch) -> None:
@@ -111,7 +111,7 @@ def _rotate_alone(record: Patch, layer: int, encoding: PositionalEncoding | None
     attention, architecture, group = record.attentions[layer], record.architecture, record.group(layer)
     if encoding is not None:
         attention.add_module(ROTARY, architecture.holding_alone(record.native, group, encoding))
-    hook = architecture.layer_hook(architecture.rotary(record.native, group)[1], record.settled)
+    hook = architecture.seam.around(architecture.layer_hook(architecture.rotary(record.native, group)[1], record.settled))
     record.handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
 
 
@@ -130,8 +130,9 @@ def _hook_backbone(record: Patch) -> None:
         names = arguments_of(record.backbone)
         follow = partial(change_backend, record) if any(p.in_attention for p in record.placements) else None
         hook = BackbonePositions(names, record.placements, record.settled, record.architecture.hand_down, follow)
-        record.handles.append(record.backbone.register_forward_pre_hook(hook, with_kwargs=True))
-        record.handles.append(record.backbone.register_forward_hook(Forget(record.settled)))
+        around = record.architecture.seam.around
+        record.handles.append(record.backbone.register_forward_pre_hook(around(hook), with_kwargs=True))
+        record.handles.append(record.backbone.register_forward_hook(around(Forget(record.settled))))
         if "position_ids" not in names and any(p.in_table for p in record.placements):
             looked_up = TablePositions(record.settled)
             record.handles.append(record.slot.register_forward_pre_hook(looked_up.before, with_kwargs=True))
