@@ -249,8 +249,8 @@ RESTARTS = {"jamba", "nemotron_h", "zamba", "zamba2"}
 """Types of which the stock model forgets its state where several tokens follow on a cache."""
 INEXACT = {"dory", "nemotron_h", "zamba2"}
 """Types of which the stock model computes other numbers one token at a time."""
-CACHELESS = {"recurrent_gemma"}
-"""Types that keep part of what they cache to themselves."""
+CACHELESS = {"openai-gpt", "recurrent_gemma"}
+"""Types that cache nothing, or keep part of it to themselves."""
 
 
 def decoded(family: Family) -> Tensor:

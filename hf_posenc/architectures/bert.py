@@ -38,7 +38,9 @@ class BigBird(MegatronBERT):
     def check(self, backbone: PreTrainedModel) -> None:
         super().check(backbone)
         if backbone.config.attention_type != "original_full":
-            raise ValueError("BigBird with sparse attention multiplies blocks of keys; load it with attention_type='original_full'")
+            raise ValueError(
+                "BigBird with sparse attention cannot be patched: it multiplies blocks of keys; load it with attention_type='original_full'"
+            )
 
 
 class RoFormer(HandedArchitecture):
