@@ -10,5 +10,6 @@ REFUSED: dict[str, str] = {
     "prophetnet": "its decoder predicts several tokens ahead, in streams that look at the keys of one another",
     "reformer": "it sorts queries and keys into chunks by their hashes, and never compares all of them",
     "deepseek_v4": "its attention sees summaries of many tokens, which have no one position, and its values are turned too",
+    "mistral_large4_text": "some of its layers take the keys of others, which these have turned already",
     "qwen4_exp_text": "it chooses the keys of each query by positions of its own, which it keeps beside the KV cache",
 }

@@ -1,9 +1,10 @@
 """Showing that a patch works on this very family and configuration, before it is made.
 
-Four things are shown on a handful of tokens: the attention of every layer reaches the attention interface, or multiplies queries and
-keys where that is waited for, with the factor that its family is said to have; each layer turns its queries and keys by what is in the
-native slot, and by nothing once that is neutral; the native encoding gives the numbers of the stock model when it acts in the attention
-function instead; and the encodings asked for arrive in the layers that were named.
+Five things are shown on a handful of tokens: the attention of every layer reaches the attention interface, with the heads that encodings
+are told of, or multiplies queries and keys where that is waited for, with the factor that its family is said to have; each layer turns
+its queries and keys by what is in the native slot, and by nothing once that is neutral; the native encoding gives the numbers of the
+stock model when it acts in the attention function instead; a rotation there means the same to cached keys; and the encodings asked for
+arrive in the layers that were named.
 
 The family is tried on a small twin, made from the classes and the configuration of the model; a model that is small and whole is tried
 itself too.

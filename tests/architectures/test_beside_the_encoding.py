@@ -233,10 +233,13 @@ def test_a_cache_that_holds_something_else_is_seen(unproven, monkeypatch):
 # -- no positions ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["jamba", "nemotron_h", "zamba", "kimi_linear"])
+WITHOUT = {"granitemoehybrid": {"position_embedding_type": None}, "zamba2": {"use_mem_rope": False}}
+
+
+@pytest.mark.parametrize("model_type", ["jamba", "nemotron_h", "zamba", "kimi_linear", *WITHOUT])
 @torch.no_grad()
 def test_without_positions_there_is_nothing_to_take_out(model_type):
-    model = tiny_model(model_type)
+    model = tiny_model(model_type, **WITHOUT.get(model_type, {}))
     with pytest.raises(ValueError, match="no positions by design: the patch would have no effect"):
         hf_posenc.patch(model, "nope")
     with pytest.raises(ValueError, match="no positions by design: there is no rotation that 'yarn' could stretch"):
@@ -246,3 +249,16 @@ def test_without_positions_there_is_nothing_to_take_out(model_type):
     hf_posenc.patch(model, "rope")
     assert hf_posenc.inspect(model).encodings[0].layers == tuple(patch_of(model).attentions)
     assert not hf_posenc.inspect(model).stock_checkpoint
+
+
+@pytest.mark.parametrize(("model_type", "changes"), [("granitemoehybrid", {}), ("zamba2", {"use_mem_rope": True})])
+@torch.no_grad()
+def test_families_that_may_have_a_rotation(model_type, changes, tmp_path):
+    model = tiny_model(model_type, **changes)
+    stock = logits(model)
+    apply(patch_of(model), Request("rope", {}, tuple(patch_of(model).attentions)), native_slot=False)
+    assert_close(logits(model), stock, **CLOSE)
+    hf_posenc.patch(model, "yarn", factor=4.0)
+    assert hf_posenc.inspect(model).stock_checkpoint
+    model.save_pretrained(tmp_path)
+    assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model), **CLOSE)

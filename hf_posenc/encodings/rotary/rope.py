@@ -80,9 +80,9 @@ class RoPE(PositionalEncoding):
     Without options the model's own frequencies are kept, its own scaling included, so the model computes what it did.
 
     Args:
-        theta: base of the frequencies; default the model's own.
+        theta: base of the frequencies; default the model's own, or 10000 where it has none.
         partial: fraction of the head that is rotated, the exponent's denominator shrinking with it (GPT-NeoX
-            `rotary_pct`); default the model's own.
+            `rotary_pct`); default the model's own, or the whole head.
 
     Needs training where the model was trained with other positions.
     """
