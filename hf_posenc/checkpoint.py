@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.auto_factory import _get_model_class
 
-from .architectures.base import RotarySlot
+from .architectures.slots import RotarySlot
 from .encodings import PositionalEncoding
 from .live_config import live
 from .patching import Request, apply, patch_of

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .architectures.base import RotarySlot, ZeroTable
+from .architectures.slots import RotarySlot, ZeroTable
 from .attention.choice import Choice, Prospect
 from .attention.hooks import ROTARY
 from .encodings.base import STAGES

@@ -15,7 +15,7 @@ from functools import cache
 from tiny import tiny_model
 
 from hf_posenc.architectures import ARCHITECTURES
-from hf_posenc.architectures.base import TableArchitecture
+from hf_posenc.architectures.tables import TableArchitecture
 from hf_posenc.encodings import ENCODINGS
 from hf_posenc.encodings.base import STAGES
 from hf_posenc.patching import patch_of

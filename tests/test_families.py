@@ -23,8 +23,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES, Architecture
-from hf_posenc.architectures.base import TableArchitecture
 from hf_posenc.architectures.refused import REFUSED as REASONS
+from hf_posenc.architectures.tables import TableArchitecture
 from hf_posenc.patching import Patch, Request, apply, patch_of, proof
 from hf_posenc.patching.twin import small
 

@@ -1,4 +1,8 @@
-"""One file for each family that differs. A family equal to Llama's is one string."""
+"""One file for each family that differs. A family equal to Llama's is one string.
+
+`base` is their contract, `slots` what a patch puts into a native slot, `tables` what families with tables have in common, `structure` finds
+families that are not registered, `refused` says which cannot be.
+"""
 
 import sys
 

@@ -6,7 +6,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Products
 from ..encodings import PositionalEncoding
-from .base import AddedArchitecture, Architecture, Group, TableArchitecture, ZeroTable, register
+from .base import Architecture, register
+from .slots import Group, ZeroTable
+from .tables import AddedArchitecture, TableArchitecture
 
 
 class Decoder(AddedArchitecture):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 from collections.abc import Sequence
@@ -10,8 +9,6 @@ from operator import attrgetter
 from typing import Any, ClassVar, cast
 
 import torch
-from accelerate.hooks import remove_hook_from_module
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -21,14 +18,13 @@ from ..attention.settled import Settled
 from ..encodings import Geometry, PositionalEncoding, create
 from ..encodings.rotary.rope import power_frequencies
 from ..registry import Registry
+from .slots import Group, NoEncoding, RotarySlot, rotary_state
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture")
 register = ARCHITECTURES.register
 
 OTHERWISE = ("linear_attention", "conv", "moe", "mlp")
 """Layer types without softmax attention."""
-Group = str | None
-"""Layers that share one set of native rotary frequencies: a layer type where `rope_parameters` is nested, else None."""
 
 
 class Architecture:
@@ -318,10 +314,6 @@ class Architecture:
         return held is not None and torch.equal(frequencies, held[0].cpu()) and factor == held[1]
 
 
-class NoEncoding(nn.Module):
-    """What is in the slot of a family that has none."""
-
-
 def _inside(module: nn.Module, path: str) -> nn.Module | None:
     """The module at `path` within `module`, if there is one."""
     for name in path.split("."):
@@ -333,233 +325,6 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The innermost decoder of text: that of a model around image or audio encoders, and that beside the encoder of text."""
     inner = cast(Any, model.base_model).get_decoder()
     return inner if inner is model or not isinstance(inner, PreTrainedModel) else decoder_of(inner)
-
-
-class RotarySlot(nn.Module):
-    """The family's own rotary module with other frequencies in it: its pair layout, its dtype rules, its interface."""
-
-    def __init__(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]):
-        super().__init__()
-        self.rotary: Any = copy.deepcopy(native)
-        self.contents = contents
-        self.refresh_slot()
-
-    def refresh_slot(self) -> None:
-        """Write the frequencies again, in float32, on the device of the module."""
-        for group in self.contents:
-            prefix = _prefix(group)
-            old, (frequencies, factor) = getattr(self.rotary, f"{prefix}inv_freq"), self._put_in(group)
-            device = "cpu" if old.is_meta else old.device
-            for name in ("inv_freq", "original_inv_freq"):
-                buffer: Any = frequencies.to(device, torch.float32, copy=True)
-                buffer._is_hf_initialized = True  # else `_init_weights` of the model would write its own frequencies here
-                self.rotary.register_buffer(prefix + name, buffer, persistent=False)
-            setattr(self.rotary, f"{prefix}attention_scaling", factor)
-            if group:
-                self.rotary.rope_type = self.rotary.rope_type | {group: "default"}
-            else:
-                self.rotary.rope_type = "default"
-
-    def is_whole(self) -> bool:
-        """Whether the module still holds what was put into it."""
-        states = [(rotary_state(self.rotary, group), self._put_in(group)) for group in self.contents]
-        return all(torch.equal(live[0], put[0].to(live[0])) and live[1] == put[1] for live, put in states)
-
-    def _put_in(self, group: Group) -> tuple[Tensor, float]:
-        """The frequencies of a group, and the factor on cos and sin."""
-        encoding = self.contents[group]
-        held = encoding.frequencies() if encoding is not None else None
-        return held or (torch.zeros(len(getattr(self.rotary, f"{_prefix(group)}inv_freq"))), 1.0)
-
-    def _apply(self, fn, recurse: bool = True):
-        super()._apply(fn, recurse)
-        self.refresh_slot()
-        return self
-
-    def forward(self, *args, **kwargs):
-        return self.rotary(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        """What a family asks its rotary module for, beside calling it (a configuration, layer types)."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "rotary":  # an instance that is still being made
-                raise
-            return getattr(self.rotary, name)
-
-
-def _prefix(group: Group) -> str:
-    """What transformers puts before the names of a group's frequencies and factor."""
-    return f"{group}_" if group else ""
-
-
-def rotary_state(rotary: nn.Module, group: Group) -> tuple[Tensor, float]:
-    """Inverse frequencies [r/2] float32 on the CPU, and the factor on cos and sin, of a transformers rotary module."""
-    prefix = _prefix(group)
-    frequencies = getattr(rotary, f"{prefix}inv_freq").detach().to("cpu", torch.float32)
-    return frequencies, float(getattr(rotary, f"{prefix}attention_scaling"))
-
-
-class AddedArchitecture(Architecture):
-    """A family that adds its native encoding, to the embeddings or to the scores; to the embeddings, a table that transformers computes."""
-
-    rotates = False
-    counts_padding: ClassVar[bool] = False
-    """Without position ids, the stock model gives rows of the table to padding on the left too; a patched one never does."""
-
-    def scale(self, backbone: Any) -> float:
-        """Factor on the embeddings, between `get_input_embeddings` and where positions are added."""
-        return getattr(backbone, "embed_scale", 1.0)
-
-    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        if encoding.has("embed") and (scale := self.scale(backbone)) != 1.0:
-            raise ValueError(
-                f"{encoding.name!r} is added to the embeddings, but this model multiplies them by {scale:g} afterwards; "
-                "use an encoding that acts in the attention"
-            )
-
-    def group(self, config: PretrainedConfig, layer: int) -> Group:
-        return None
-
-    def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
-        return Geometry(**self._sizes(config))
-
-    def fresh(self, native: nn.Module, config: PretrainedConfig) -> nn.Module:
-        if self.is_learned:
-            raise ValueError(
-                "this checkpoint was saved without the model's own position table, so there is nothing to go back to; "
-                "load the original checkpoint instead"
-            )
-        names = list(inspect.signature(type(native)).parameters)
-        with torch.device("cpu"):
-            return type(native)(**{name: getattr(native, name) for name in names})
-
-    def native_encoding(self, backbone: Any, native: nn.Module, layer: int) -> PositionalEncoding | None:
-        return None
-
-    def can_hold(self, encoding: PositionalEncoding) -> bool:
-        return False
-
-    def holding(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
-        tensors = (*native.parameters(), *native.buffers())
-        return ZeroTable(self.width(native), next((x.dtype for x in tensors), torch.get_default_dtype()))
-
-    def width(self, native: Any) -> int:
-        """Numbers that the native encoding adds for a position."""
-        return native.embedding_dim
-
-    def slot_contents(
-        self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
-    ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
-        # The table feeds the residual stream of all layers, so it goes as soon as one layer has another encoding.
-        encodings = set(wants.values())
-        return {None: encodings.pop() if len(encodings) == 1 else None}, []
-
-    def stock_config(
-        self, native: nn.Module, config: PretrainedConfig, contents: dict[Group, PositionalEncoding | None]
-    ) -> PretrainedConfig | None:
-        return None
-
-
-class BiasArchitecture(AddedArchitecture):
-    """A family that adds its native encoding to the scores: layers hand it to their attention function as `position_bias`."""
-
-    def slot_contents(
-        self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]
-    ) -> tuple[dict[Group, PositionalEncoding | None], list[int]]:
-        # The attention function of a patched layer leaves the native bias out, so that layers beside it may keep theirs.
-        return ({None: None} if set(wants) == set(self.attentions(backbone)) else {}), []
-
-
-class OwnBias(BiasArchitecture):
-    """Each attention has a module of its own that computes its bias; the slot holds them all."""
-
-    def native(self, backbone: PreTrainedModel) -> nn.Module:
-        return nn.ModuleList(getattr(attention, str(self.slot)) for attention in self.attentions(backbone).values())
-
-    def put(self, backbone: PreTrainedModel, module: nn.Module) -> None:
-        attentions = self.attentions(backbone).values()
-        parts = module if isinstance(module, nn.ModuleList) else [module] * len(attentions)
-        for attention, part in zip(attentions, parts, strict=True):
-            setattr(attention, str(self.slot), part)
-
-
-class TableArchitecture(AddedArchitecture):
-    """A family that adds a learned position table to its embeddings."""
-
-    is_learned = True
-    offset: ClassVar[int] = 0
-    """Rows of the table before position 0."""
-
-    def before(self, native: Any) -> int:
-        """`offset` of this table."""
-        return self.offset
-
-    def native_table(self, native: nn.Module) -> Tensor | None:
-        weight = _loaded(native)
-        return None if weight.is_meta else weight[self.before(native) :]
-
-    def can_hold(self, encoding: PositionalEncoding) -> bool:
-        return encoding.table_rows() is not None and encoding.only("embed")
-
-    def holding(self, native: nn.Module, contents: dict[Group, PositionalEncoding | None]) -> nn.Module:
-        encoding = contents[None]
-        table = encoding.table_rows() if encoding is not None else None
-        if table is None:
-            return super().holding(native, contents)
-        module = remove_hook_from_module(copy.deepcopy(native))
-        weight = _loaded(native)[: self.before(native)]
-        before = torch.zeros_like(weight, device=table.device) if weight.is_meta else weight.to(table)
-        module.weight = nn.Parameter(torch.cat((before, table.detach())))
-        module.num_embeddings = len(module.weight)
-        return module
-
-    def stock_config(
-        self, native: nn.Module, config: PretrainedConfig, contents: dict[Group, PositionalEncoding | None]
-    ) -> PretrainedConfig | None:
-        encoding = contents[None]
-        says_the_same = encoding is not None and encoding.table_rows() is not None and not self.counts_padding
-        return config if says_the_same else None
-
-
-def _loaded(native: Any) -> Tensor:
-    """The weight of a position table, fetched if accelerate has offloaded it; on the meta device if there is none."""
-    with align_module_device(native):
-        return native.weight.detach()
-
-
-class ZeroTable(nn.Module):
-    """Stands where a table of `width` columns stood, and adds nothing, in the dtype of its model."""
-
-    def __init__(self, width: int, dtype: torch.dtype):
-        super().__init__()
-        self.width = width
-        self._set(dtype)
-
-    def _set(self, dtype: torch.dtype) -> None:
-        zero: Any = torch.zeros((), dtype=dtype, device="cpu")
-        zero._is_hf_initialized = True  # else `_init_weights` of some models would put numbers here
-        self.weight = zero  # no parameter
-
-    def _apply(self, fn, recurse: bool = True):
-        self._set(fn(self.weight).dtype)
-        return super()._apply(fn, recurse)
-
-    def forward(self, *args, position_ids: Tensor | None = None, **kwargs) -> Tensor:
-        """Zeros [...,width], for the indices [...] that rows are looked up by, or embeddings of that shape; they take no memory."""
-        by = next(x for x in (position_ids, *args, *kwargs.values()) if isinstance(x, Tensor))
-        zero = self.weight.to(by.device, by.dtype if by.is_floating_point() else None)
-        return zero.expand(*(by.shape[:-1] if by.is_floating_point() and by.ndim > 2 else by.shape), self.width)
-
-
-def check_sees_back(backbone: Any) -> None:
-    """Raise ValueError for a model that sees both ways."""
-    if not backbone.config.is_decoder:
-        raise ValueError(
-            f"this {type(backbone).__name__} sees both ways, and encodings are defined for tokens that see those before them; "
-            "load it as a decoder, with is_decoder=True"
-        )
 
 
 def forward_is_foreign(attention: nn.Module) -> bool:

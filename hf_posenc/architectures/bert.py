@@ -9,8 +9,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Divided
 from ..encodings import Geometry, PositionalEncoding
-from .base import Group, NoEncoding, TableArchitecture, check_sees_back, register
+from .base import register
 from .handed import HandedArchitecture, Without
+from .slots import Group, NoEncoding
+from .tables import TableArchitecture, check_sees_back
 
 
 class BERT(TableArchitecture):

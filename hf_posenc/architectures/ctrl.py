@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..encodings import PositionalEncoding
-from .base import AddedArchitecture, Group, ZeroTable, register
+from .base import register
+from .slots import Group, ZeroTable
+from .tables import AddedArchitecture
 
 
 class Waves(nn.Module):

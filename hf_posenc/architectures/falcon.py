@@ -10,8 +10,9 @@ from transformers import PretrainedConfig
 from ..attention.products import Divided
 from ..encodings import Geometry
 from ..encodings.bias.alibi import alibi_slopes
-from .base import Architecture, Group, register
+from .base import Architecture, register
 from .handed import HandedArchitecture, WithZeros
+from .slots import Group
 
 
 class Falcon(Architecture):

@@ -1,6 +1,7 @@
 from transformers import PreTrainedModel
 
-from .base import TableArchitecture, register
+from .base import register
+from .tables import TableArchitecture
 
 
 class GPT2(TableArchitecture):

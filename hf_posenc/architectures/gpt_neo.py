@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Divided, Products
-from .base import Architecture, TableArchitecture, register
+from .base import Architecture, register
+from .tables import TableArchitecture
 
 
 class Seen:

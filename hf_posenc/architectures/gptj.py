@@ -9,7 +9,8 @@ from transformers import PretrainedConfig
 from ..attention.hooks import LayerRotationSinFirst
 from ..attention.settled import Settled
 from ..encodings import Geometry, PositionalEncoding
-from .base import Architecture, Group, RotarySlot, register
+from .base import Architecture, register
+from .slots import Group, RotarySlot
 
 
 class GPTJ(Architecture):

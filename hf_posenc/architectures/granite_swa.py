@@ -4,7 +4,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..encodings import PositionalEncoding
-from .base import Architecture, Group, register
+from .base import Architecture, register
+from .slots import Group
 
 
 class GraniteSWA(Architecture):

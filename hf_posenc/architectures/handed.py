@@ -10,7 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.settled import Settled
 from ..encodings import PositionalEncoding
-from .base import Architecture, Group, NoEncoding
+from .base import Architecture
+from .slots import Group, NoEncoding
 
 
 class ALiBi(NoEncoding):

@@ -5,7 +5,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ..encodings import PositionalEncoding
-from .base import Group, OwnBias, register
+from .base import register
+from .slots import Group
+from .tables import OwnBias
 
 
 class NoLogits(nn.Module):

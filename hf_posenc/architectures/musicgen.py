@@ -4,7 +4,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..encodings import PositionalEncoding
-from .base import AddedArchitecture, Group, ZeroTable, register
+from .base import register
+from .slots import Group, ZeroTable
+from .tables import AddedArchitecture
 
 
 class ZeroRows(ZeroTable):

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.cached import changes_keys
 from ..encodings import Geometry, PositionalEncoding
-from .base import Architecture, Group, register
+from .base import Architecture, register
+from .slots import Group
 
 
 class TurnsFirst(Architecture):

@@ -1,7 +1,8 @@
 from transformers import PreTrainedModel
 
 from ..encodings import PositionalEncoding
-from .base import TableArchitecture, register
+from .base import register
+from .tables import TableArchitecture
 
 
 class OPT(TableArchitecture):

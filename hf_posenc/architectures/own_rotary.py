@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..encodings import PositionalEncoding
-from .base import Architecture, Group, register
+from .base import Architecture, register
+from .slots import Group
 
 
 class OwnRotary(Architecture):

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ..encodings import Geometry, PositionalEncoding
-from .base import Architecture, Group, RotarySlot, register
+from .base import Architecture, register
+from .slots import Group, RotarySlot
 
 
 class PhiMoE(Architecture):

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Architecture, Group, register
+from .base import Architecture, register
 from .mla import MLA
+from .slots import Group
 
 
 class Ministral3(Architecture):

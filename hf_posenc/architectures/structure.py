@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from .base import Architecture, TableArchitecture
+from .base import Architecture
+from .tables import TableArchitecture
 
 
 def candidates(backbone: PreTrainedModel) -> Iterator[Architecture]:

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..encodings import PositionalEncoding, create
-from .base import BiasArchitecture, OwnBias, check_sees_back, register
+from .base import register
+from .tables import BiasArchitecture, OwnBias, check_sees_back
 
 
 class T5(BiasArchitecture):

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..architectures.base import Group
+from ..architectures.slots import Group
 from ..encodings import PositionalEncoding
 from ..live_config import live
 from .record import Patch

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architectures.base import Group
+from ..architectures.slots import Group
 from ..attention.ahead import NothingAhead
 from ..attention.cached import changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents

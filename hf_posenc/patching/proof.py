@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ..architectures.base import BiasArchitecture
+from ..architectures.tables import BiasArchitecture
 from ..attention import probe
 from ..attention.cached import cache_in
 from ..attention.probe import Handed

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures import Architecture
-from ..architectures.base import Group
+from ..architectures.slots import Group
 from ..attention.entry import PREFIX
 from ..attention.settled import Settled
 from ..encodings import Geometry, PositionalEncoding, create
