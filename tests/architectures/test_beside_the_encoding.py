@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import tiny_model
+from families import tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -49,13 +49,15 @@ def rope_of(original):
     ("model_type", "layer", "formula"),
     [
         ("ministral3", 0, lambda t: 1 + 0.1 * torch.log(1 + torch.floor(t / 4))),
+        ("mistral4", 1, lambda t: 1 + 0.1 * torch.log(1 + torch.floor(t / 4))),
         ("beam", -1, lambda t: (1 + (t + 1) / 2048) ** 0.1),
     ],
 )
 @torch.no_grad()
 def test_a_temperature_stays_and_is_all_that_stays(model_type, layer, formula):
     """Without an encoding, queries of one token differ by the temperature of their positions alone."""
-    model = tiny_model(model_type, **({"rope_parameters": rope_of(4)} if model_type == "ministral3" else {}))
+    own = tiny_config(model_type).get_text_config().rope_parameters
+    model = tiny_model(model_type, rope_parameters=own if model_type == "beam" else own | {"original_max_position_embeddings": 4})
     layer %= len(patch_of(model).attentions)
     hf_posenc.patch(model, "nope", layers="all")
     pos = [0, 3, 4, 9, 40, 5000]
@@ -212,9 +214,11 @@ def test_chosen_keys_are_where_they_are_when_decoding(model_type, name, options)
     assert_close(decoded(model), stock, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["alibi", "t5"])
-def test_biases_of_chosen_keys_when_decoding(name):
-    model = hf_posenc.patch(tiny_model("doge", keep_window_size=4), name)
+@pytest.mark.parametrize("name", ["alibi", "t5", "rope"])
+@pytest.mark.parametrize(("model_type", "few"), [("doge", {"keep_window_size": 4}), ("glm5_next", {"index_topk": 4, "index_kpool": 4})])
+def test_encodings_of_chosen_keys_when_decoding(model_type, few, name):
+    model = tiny_model(model_type, **few)
+    apply(patch_of(model), Request(name, {}, tuple(patch_of(model).attentions)), native_slot=False)
     assert_close(decoded(model), logits(model), atol=1e-3, rtol=1e-3)
 
 
