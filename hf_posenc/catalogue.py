@@ -6,7 +6,6 @@ import dataclasses
 import inspect as python_inspect
 from typing import Any
 
-from .architectures import ARCHITECTURES
 from .encodings import ENCODINGS, options_of
 from .encodings.base import STAGES
 
@@ -18,6 +17,8 @@ def list_encodings() -> list[str]:
 
 def list_model_types() -> list[str]:
     """Model types of transformers that can be patched, sorted: what `config.model_type` says, or that of the decoder of text within it."""
+    from .architectures import ARCHITECTURES
+
     return list(ARCHITECTURES)
 
 

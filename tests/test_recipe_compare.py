@@ -194,7 +194,7 @@ def test_fine_tuning_a_pretrained_base(tmp_path):
         (["--steps", "0"], "--steps must be an integer of at least 1"),
         (["--accumulate", "3"], "does not divide batch_size=2"),
         (["--seeds", "1", "1"], "seeds must be different"),
-        (["--model_type", "bloom"], "not supported"),
+        (["--model_type", "mamba"], "not supported"),
         (["--text", "gone.txt"], "gone.txt"),
         (["--text", "gone.txt", "--dataset", "gone.jsonl"], "exclude each other"),
         (["--dataset", "gone.jsonl"], "cannot load the dataset gone.jsonl"),

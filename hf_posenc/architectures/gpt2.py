@@ -1,3 +1,5 @@
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from .base import register
@@ -18,6 +20,10 @@ class GPT2(TableArchitecture):
 class GPTBigCode(TableArchitecture):
     layers, attention, slot = "h", "attn", "wpe"
     counts_padding = True
+
+    def _sizes(self, config: Any) -> dict[str, Any]:
+        sizes = super()._sizes(config)
+        return sizes | {"num_kv_heads": 1 if config.multi_query else sizes["num_heads"]}
 
     def check(self, backbone: PreTrainedModel) -> None:
         if backbone.config.add_cross_attention:

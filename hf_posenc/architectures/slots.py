@@ -104,5 +104,5 @@ class ZeroTable(nn.Module):
     def forward(self, *args, position_ids: Tensor | None = None, **kwargs) -> Tensor:
         """Zeros [...,width], for the indices [...] that rows are looked up by, or embeddings of that shape; they take no memory."""
         by = next(x for x in (position_ids, *args, *kwargs.values()) if isinstance(x, Tensor))
-        zero = self.weight.to(by.device, by.dtype if by.is_floating_point() else None)
+        zero = torch.zeros((), dtype=by.dtype if by.is_floating_point() else self.weight.dtype, device=by.device)
         return zero.expand(*(by.shape[:-1] if by.is_floating_point() and by.ndim > 2 else by.shape), self.width)

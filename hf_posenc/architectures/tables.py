@@ -41,6 +41,12 @@ class AddedArchitecture(Architecture):
     def geometry(self, config: PretrainedConfig, native: nn.Module, group: Group) -> Geometry:
         return Geometry(**self._sizes(config))
 
+    def _sizes(self, config: PretrainedConfig) -> dict[str, Any]:
+        sizes = super()._sizes(config)
+        if hasattr(type(config), "num_key_value_heads"):
+            return sizes
+        return sizes | {"num_kv_heads": sizes["num_heads"]}  # whatever an instance was given that its class does not know
+
     def fresh(self, native: nn.Module, config: PretrainedConfig) -> nn.Module:
         if self.is_learned:
             raise ValueError(

@@ -179,5 +179,5 @@ def _check_reach(request: Request, layers: Layers, record: Patch) -> None:
         raise ValueError(f"layers {', '.join(map(str, request.layers))} have no positions by design: the patch would have no effect")
     if issubclass(cls, ScaledRoPE) and not any(uses.values()) and record.architecture.native_table(record.native) is None:
         raise ValueError(
-            f"this model has no positions in its attention by design: there is no rotation that {request.name!r} could stretch"
+            f"the attention of this model has no positions by design: there is no rotation that {request.name!r} could stretch"
         )
