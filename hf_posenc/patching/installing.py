@@ -89,11 +89,13 @@ def _slot(record: Patch, contents: dict[Group, PositionalEncoding | None]) -> nn
 def _put_in(record: Patch, placement: Placement) -> None:
     if not placement.in_table:
         record.backbone.add_module(placement.attribute, placement.encoding.to(record.home(placement)))
+    if not placement.native:
+        for i in placement.layers:
+            _keep_choosing(record, i)
     if placement.in_attention:
         avoid, seam = avoided(placement.request.name, record.device), record.architecture.seam
         for i in placement.layers:
             attention = record.attentions[i]
-            _keep_choosing(record, i)
             attention.posenc_site = EncodingSite(record.backbone, placement.attribute, record.settled, avoid)
             if record.architecture.caches_keys and changes_keys(placement.encoding):
                 record.handles.append(attention.register_forward_pre_hook(seam.around(CachedKeys()), with_kwargs=True))

@@ -183,6 +183,20 @@ def test_chosen_keys_are_those_of_the_stock_model(model_type, backend):
     assert torch.equal(logits(model), stock)
 
 
+@pytest.mark.parametrize("model_type", FEW)
+@torch.no_grad()
+def test_without_an_encoding_keys_are_chosen_as_beside_a_bias(model_type):
+    """One of zeros, in the attention function."""
+    model = tiny_model(model_type, **{FEW[model_type]: 4})
+    record = patch_of(model)
+    for layers in (tuple(record.attentions), (0,)):
+        zeros = {i: proof.NoBias(record.geometry(i)) for i in layers}
+        with proof._with(record, proof._placements(record, zeros)):
+            wanted = logits(model)
+        assert_close(logits(hf_posenc.patch(model, "nope", layers=layers)), wanted, **CLOSE)
+        hf_posenc.unpatch(model)
+
+
 def test_a_mask_in_blocks_is_written_down_for_those_who_read_it():
     """As the masks of transformers are kept on an accelerator; Doge takes one in blocks for none."""
     padding = torch.ones(1, 130).index_fill(1, torch.tensor([0]), 0)
