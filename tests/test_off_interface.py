@@ -503,6 +503,19 @@ def test_a_static_cache_of_bloom():
     assert_close(torch.cat(parts, 1), whole, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["alibi", "rerope"])
+@torch.no_grad()
+def test_bloom_generates_into_a_static_cache(name, padded):
+    """Its mask is as long as the cache from the beginning, and there is padding in it."""
+    (batch, _), model = padded, built("bloom")
+    hf_posenc.patch(model, name, **({"window": 3} if name == "rerope" else {}))
+    how = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": None, "pad_token_id": 0}
+    how |= {"return_dict_in_generate": True, "output_logits": True}
+    wanted = model.generate(**batch, **how)
+    found = model.generate(**batch, **how, cache_implementation="static", disable_compile=True)
+    assert_close(torch.stack(found.logits), torch.stack(wanted.logits), **CLOSE)
+
+
 @pytest.mark.parametrize("family", ["gptj", "codegen"])
 @torch.no_grad()
 def test_angles_from_a_table(family, padded, tmp_path):
