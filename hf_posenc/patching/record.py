@@ -116,10 +116,13 @@ class Patch:
         return _place(self.backbone.get_input_embeddings())
 
     def home(self, placement: Placement) -> torch.device:
-        """Where the encoding of `placement` lives: with its layers, if it acts in those alone and they are all in one place."""
+        """Where the encoding of `placement` lives: with its layers, if it acts in those alone and they are all in one place.
+
+        While a model is built to be loaded it is on the meta device, but for numbers that some families draw (DiffLlama).
+        """
         attentions = [self.attentions[i] for i in placement.layers if placement.in_attention and not placement.encoding.has("embed")]
         places = {_place(attention) for attention in attentions}
-        return places.pop() if len(places) == 1 else self.device
+        return places.pop() if len(places) == 1 and self.device.type != "meta" else self.device
 
     @property
     def live_backend(self) -> str:
