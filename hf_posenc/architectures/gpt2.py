@@ -1,6 +1,6 @@
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .base import register
 from .tables import TableArchitecture
@@ -18,6 +18,8 @@ class GPT2(TableArchitecture):
 
 
 class GPTBigCode(TableArchitecture):
+    """Its backbone has a buffer of the length that the configuration says, which therefore stays."""
+
     layers, attention, slot = "h", "attn", "wpe"
     counts_padding = True
 
@@ -28,6 +30,9 @@ class GPTBigCode(TableArchitecture):
     def check(self, backbone: PreTrainedModel) -> None:
         if backbone.config.add_cross_attention:
             raise ValueError("GPT-BigCode with cross-attention is not supported")
+
+    def said_length(self, config: PretrainedConfig, tokens: int) -> dict[str, int]:
+        return {}
 
 
 register("gpt2")(GPT2())
