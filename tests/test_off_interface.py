@@ -491,6 +491,25 @@ def test_texts_longer_than_a_causal_buffer(case, name, options, tmp_path):
     assert all(torch.equal(x, buffers[key]) for key, x in model.named_buffers())
 
 
+class Stop:
+    def __call__(self, *_):
+        raise KeyboardInterrupt
+
+
+@torch.no_grad()
+def test_ctrl_c_in_the_attention_leaves_nothing_behind(padded):
+    (batch, _), model = padded, hf_posenc.patch(built("bloom"), "alibi")
+    wanted, modes = model(**batch).logits, torch._C._len_torch_function_stack()
+    handle = patch_of(model).attentions[0].query_key_value.register_forward_pre_hook(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch)
+    handle.remove()
+    query, key = torch.arange(12.0).view(1, 2, 2, 3), torch.ones(1, 2, 3, 2)
+    assert torch.equal(torch.matmul(query, key), query.sum(-1, keepdim=True).expand(-1, -1, -1, 2))
+    assert torch.equal(model(**batch).logits, wanted)
+    assert torch._C._len_torch_function_stack() == modes
+
+
 @torch.no_grad()
 def test_a_static_cache_of_bloom():
     """Longer than the bias that the model makes beside a mask."""

@@ -8,15 +8,17 @@ torch.export cannot follow, and says so.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from ..encodings import PositionalEncoding
 from . import probe
@@ -106,6 +108,22 @@ class _Entered(threading.local):
 _entered = _Entered()
 
 
+def _leave_interrupted() -> None:
+    """Take out what an interrupt (Ctrl-C) has left in this thread: PyTorch calls no hook after it."""
+    while _entered.stack and not _entered.stack[-1][1].is_running():
+        _, mode = _entered.stack.pop()
+        if _get_current_function_mode() is mode:  # else it stays below the mode of somebody else, and does nothing
+            mode.__exit__(None, None, None)
+
+
+def _calling() -> FrameType | None:
+    """The frame of the attention module's call, which its hooks are called from."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename == __file__ or "_dynamo" in frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
 class Enter:
     """Before the forward of an attention module."""
 
@@ -120,6 +138,7 @@ class Enter:
                 "family cannot be exported"
             )
         tokens = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        _leave_interrupted()
         mode = Forward(self.seam, attention, len(tokens), by_name(attention, args, kwargs))
         mode.__enter__()
         _entered.stack.append((attention, mode))
@@ -165,16 +184,25 @@ class Forward(TorchFunctionMode):
         self.done = False
         self.looks = probe.is_looking()
         self.weighed = False
+        self.frame = _calling()
+
+    def is_running(self) -> bool:
+        """Whether the call of the attention module is still on the stack of this thread."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
 
     @torch.compiler.disable
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and not self.done:
+        fused = func is F.scaled_dot_product_attention and not self.done
+        factors = _factors(args, kwargs) if func in PRODUCTS and not (self.done and self.weighed) else None
+        if not (fused or factors) or not self.is_running():
+            return func(*args, **kwargs)
+        if fused or factors is None:
             self.done = True
             return self._fused(*args, **kwargs)
-        factors = _factors(args, kwargs) if func in PRODUCTS and not (self.done and self.weighed) else None
-        if factors is None:
-            return func(*args, **kwargs)
         if not self.done:
             self.done, self.weighed = True, not self.looks
             return self._product(func, factors, args, kwargs)
