@@ -84,3 +84,19 @@ def test_a_layer_on_its_own_is_an_error_not_a_guess():
     args, kwargs = seen[0]
     with pytest.raises(RuntimeError, match="outside of the forward pass of its backbone"):
         patch_of(model).attentions[0](*args, **kwargs)
+
+
+@torch.no_grad()
+def test_an_error_leaves_no_positions_behind():
+    model = hf_posenc.patch(tiny_model(NOT_HANDED_DOWN), "alibi")
+    settled = patch_of(model).settled
+
+    def fail(*_):
+        raise KeyError("within a layer")
+
+    handle = patch_of(model).attentions[1].register_forward_pre_hook(fail)
+    with pytest.raises(KeyError):
+        model(OTHER)
+    assert settled.pos is None
+    handle.remove()
+    assert model(OTHER).logits.isfinite().all() and settled.pos is None

@@ -134,7 +134,7 @@ def _hook_backbone(record: Patch) -> None:
         hook = BackbonePositions(names, record.placements, record.settled, record.architecture.hand_down, follow)
         around = record.architecture.seam.around
         record.handles.append(record.backbone.register_forward_pre_hook(around(hook), with_kwargs=True))
-        record.handles.append(record.backbone.register_forward_hook(around(Forget(record.settled))))
+        record.handles.append(record.backbone.register_forward_hook(around(Forget(record.settled)), always_call=True))
         if "position_ids" not in names and any(p.in_table for p in record.placements):
             looked_up = TablePositions(record.settled)
             record.handles.append(record.slot.register_forward_pre_hook(looked_up.before, with_kwargs=True))
