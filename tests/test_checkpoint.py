@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from design import FAMILIES
+from families import tiny_config as tiny_family_config
 from tiny import NATIVE, options_for, tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers import (
@@ -655,3 +656,12 @@ def test_a_scheme_that_the_family_cannot_build_is_no_stock_checkpoint(error, ids
     assert not hf_posenc.inspect(model).stock_checkpoint
     model.save_pretrained(tmp_path)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+@torch.no_grad()
+def test_a_slot_is_as_wide_when_loaded_as_it_was(tmp_path):
+    """What Mistral 4 computes by default is wider than what its native scheme turns."""
+    model = AutoModel.from_config(tiny_family_config("mistral4")).eval()
+    ids = torch.arange(3, 13)[None]
+    hf_posenc.patch(model, "alibi").save_pretrained(tmp_path)
+    assert_close(AutoModel.from_pretrained(tmp_path).eval()(ids)[0], model(ids)[0])

@@ -42,6 +42,7 @@ class RotarySlot(nn.Module):
                 self.rotary.rope_type = self.rotary.rope_type | {group: "default"}
             else:
                 self.rotary.rope_type = "default"
+                self.rotary.compute_default_rope_parameters = Held(frequencies, factor)
 
     def is_whole(self) -> bool:
         """Whether the module still holds what was put into it."""
@@ -70,6 +71,16 @@ class RotarySlot(nn.Module):
             if name == "rotary":  # an instance that is still being made
                 raise
             return getattr(self.rotary, name)
+
+
+class Held:
+    """What transformers is to compute for a rotary module when it fills in a model that it loads: what the module holds."""
+
+    def __init__(self, frequencies: Tensor, factor: float):
+        self.frequencies, self.factor = frequencies.detach(), factor
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, float]:
+        return torch.zeros_like(self.frequencies, device="cpu") if self.frequencies.is_meta else self.frequencies.clone(), self.factor
 
 
 def _prefix(group: Group) -> str:
