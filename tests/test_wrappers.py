@@ -385,9 +385,9 @@ def test_a_decoder_that_is_not_served():
 
 # -- every type that can be built and run without media -----------------------------------------------------------------
 
-REFUSED = """ernie4_5_vl_moe fsmt glm5_next hy_v4_vl inkling2 inkling2_loop inkling_mm_model led muse_glimmer muse_spark
+REFUSED = """ernie4_5_vl_moe fsmt hy_v4_vl inkling2 inkling2_loop inkling_mm_model led muse_glimmer muse_spark
     prophetnet t5gemma2"""
-AROUND = sorted({*image_text_types(), *seq2seq_types()} - {"mistral4"})  # a decoder itself
+AROUND = sorted({*image_text_types(), *seq2seq_types()})
 
 
 def through(model, folder):
