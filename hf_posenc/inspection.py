@@ -42,7 +42,7 @@ class Report:
         encodings: the patches, empty for a stock model.
         native: the encoding the model came with.
         without: layers that see no positional encoding, neither a patched nor the native one.
-        context_length: tokens the configuration now promises.
+        context_length: tokens that the encodings promise, or else the configuration.
         stock_checkpoint: what `save_pretrained` writes loads without hf_posenc.
         whole: the native slot holds what the patch put there; False where something else has written to it since.
         fingerprint: hash of the live frequencies, slopes and tables, not of any configuration.
@@ -96,7 +96,7 @@ def inspect(model: nn.Module) -> Report:
         without=_without(record),
         num_layers=record.num_layers,
         attention=record.live_backend,
-        context_length=record.max_positions,
+        context_length=record.context_length or record.max_positions,
         stock_checkpoint=record.stock or not record.placements,
         whole=all(slot.is_whole() for slot in _slots(record)),
         fingerprint=_fingerprint(record),
