@@ -28,7 +28,7 @@ class NothingAhead:
         names: of the arguments of the decoder's `forward`. encodings: names of those that act in its attention.
     """
 
-    def __init__(self, names: list[str], encodings: Sequence[str]):
+    def __init__(self, names: Sequence[str], encodings: Sequence[str]):
         self.names, self.encodings = names, encodings
 
     def __call__(self, decoder: Any, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -22,9 +22,14 @@ def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
     return next((x for x in arguments.values() if isinstance(x, Cache)), None)
 
 
+def arguments_of(module: Any) -> tuple[str, ...]:
+    """Names of what the `forward` of a module takes, in order."""
+    return _names(type(module).forward)
+
+
 def by_name(module: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call of `module`, each under the name that its `forward` has for it."""
-    return dict(zip(_names(type(module).forward), args, strict=False)) | dict(kwargs) if args else dict(kwargs)
+    return dict(zip(arguments_of(module), args, strict=False)) | dict(kwargs) if args else dict(kwargs)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import create_masks_for_generate, packed_sequence_mask_function
 
-from .cached import cache_in
+from .cached import arguments_of, cache_in
 from .choice import FLASH
-from .positions import COUNTED, arguments_of
+from .positions import COUNTED
 
 
 def hook_documents(decoder: nn.Module) -> RemovableHandle:
@@ -35,7 +36,7 @@ class DocumentMasks:
         names: of the arguments of the decoder's `forward`.
     """
 
-    def __init__(self, names: list[str]):
+    def __init__(self, names: Sequence[str]):
         self.names = names
 
     def __call__(self, decoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -43,10 +43,10 @@ class BackbonePositions:
 
     def __init__(
         self,
-        names: list[str],
+        names: Sequence[str],
         placements: Sequence[Placed],
         settled: Settled,
-        hand_down: Callable[[Any, dict[str, Any], torch.Tensor, list[str]], dict[str, Any]],
+        hand_down: Callable[[Any, dict[str, Any], torch.Tensor, Sequence[str]], dict[str, Any]],
         change_backend: Callable[[str], None] | None,
     ):
         self.names, self.placements, self.settled = names, placements, settled
@@ -135,7 +135,7 @@ class LayerRotation:
 class PartRotation(LayerRotation):
     """The same before a part of an attention, to which arguments with these `names` may come by their place."""
 
-    def __init__(self, names: list[str], group: str | None, settled: Settled):
+    def __init__(self, names: Sequence[str], group: str | None, settled: Settled):
         super().__init__(group, settled)
         self.names = names
 
@@ -157,7 +157,7 @@ class ReadableMask:
         names: of the arguments of its `forward`.
     """
 
-    def __init__(self, names: list[str]):
+    def __init__(self, names: Sequence[str]):
         self.names = names
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache
 
 from .cached import cache_in
@@ -75,11 +74,6 @@ def bound(arguments: dict[str, Any], pos: Tensor) -> int | None:
     if counted or (past > 0 if isinstance(past, int) else length == 1):  # a static cache keeps its length on the device
         return (length if cache is None else sum(cache.get_mask_sizes(length, 0))) - 1
     return None
-
-
-def arguments_of(decoder: nn.Module) -> list[str]:
-    """Names of what the `forward` of a decoder takes, in order."""
-    return list(inspect.signature(type(decoder).forward).parameters)[1:]
 
 
 def length_of(arguments: dict[str, Any]) -> int:

@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from ..architectures.slots import Group
 from ..attention.ahead import NothingAhead
-from ..attention.cached import changes_keys, no_continuous_batching
+from ..attention.cached import arguments_of, changes_keys, no_continuous_batching
 from ..attention.documents import hook_documents
 from ..attention.entry import EncodingSite
 from ..attention.hooks import ROTARY, BackbonePositions, CachedKeys, PartRotation, ReadableMask, TablePositions
-from ..attention.positions import arguments_of
 from ..attention.settled import Forget, Remember
 from ..encodings import PositionalEncoding
 from ..verdict import avoided

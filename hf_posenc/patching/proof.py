@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ..architectures.tables import BiasArchitecture
-from ..attention import probe
-from ..attention.cached import cache_in
+from ..attention.cached import arguments_of, cache_in
 from ..attention.probe import Handed
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.base import products
 from ..encodings.rotary.rope import BY_LENGTH
 from .configuration import configs_in, own_config
-from .installing import apply, arguments_of, install, uninstall
+from .installing import apply, install, uninstall
 from .record import Patch, Placement, Request, attribute_name
 from .twin import twin_of
 
@@ -407,16 +406,21 @@ def _look(subject: Patch, pos: Tensor | None = None, embedded: Sequence[Position
 
 def _run(subject: Patch) -> Tensor:
     """Last hidden states [1,Q,M], through the plain definition of attention where the family can be asked for it."""
-    patched, seam = any(p.in_attention for p in subject.placements), subject.architecture.seam
-    backend = seam.tried_with(subject.live_backend)
-    with _implementation(subject, seam.implementation(backend) if patched else backend):
+    with _implementation(subject, _tried_with(subject)):
         return _forward(subject, {"input_ids": _tokens(subject)}).last_hidden_state
+
+
+def _tried_with(subject: Patch) -> str:
+    """The attention implementation of a trial."""
+    seam = subject.architecture.seam
+    backend = seam.tried_with(subject.live_backend)
+    return seam.implementation(backend) if any(p.in_attention for p in subject.placements) else backend
 
 
 def _decode(subject: Patch) -> Tensor | None:
     """The last hidden state [1,1,M] of the last token, after a KV cache of the others; None for a family that keeps none, or fails."""
-    ids, patched = _tokens(subject), any(p.in_attention for p in subject.placements)
-    with _implementation(subject, f"{probe.PREFIX}eager" if patched else "eager"):
+    ids = _tokens(subject)
+    with _implementation(subject, _tried_with(subject)):
         try:
             cache = cache_in(_forward(subject, {"input_ids": ids[:, :-1]}, use_cache=True))
             name = next((name for name in arguments_of(subject.backbone) if name in ("cache", "past_key_values")), None)

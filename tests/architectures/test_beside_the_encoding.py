@@ -11,6 +11,7 @@ from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.architectures.base import Architecture
 from hf_posenc.architectures.mla import MLA
 from hf_posenc.architectures.query_scale import Ministral3
+from hf_posenc.attention import probe
 from hf_posenc.attention.entry import GIVEN
 from hf_posenc.attention.hooks import ReadableMask
 from hf_posenc.attention.structured import in_blocks
@@ -33,7 +34,7 @@ def unproven(monkeypatch):
 def queries_at(model, layer, pos):
     """What reaches the attention function of `layer` where all tokens are one, at `pos`: [H,Q,D]."""
     attention = patch_of(model).attentions[layer]
-    with proof.probe.looking() as seen, proof._implementation(patch_of(model), proof.probe.NAME):
+    with probe.looking() as seen, proof._implementation(patch_of(model), probe.NAME):
         logits(model, torch.full((1, len(pos)), 5), position_ids=torch.tensor([pos]))
     return seen[attention].query[0]
 
