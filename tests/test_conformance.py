@@ -7,13 +7,14 @@ import sys
 import pytest
 import torch
 from design import FAMILIES
-from tiny import NATIVE, WINDOW, options_for, tiny_model
+from tiny import NATIVE, WINDOW, options_for, started, tiny_model
 from torch.testing import assert_close
 from transformers import AttentionInterface, AutoModelForCausalLM, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
+from hf_posenc.encodings import ENCODINGS
 from hf_posenc.patching import Request, apply, patch_of
 
 every_kind, once_each = pytest.mark.pairs("kinds"), pytest.mark.pairs("once")
@@ -42,6 +43,13 @@ def test_decoding_equals_evaluation(arch, name, batch):
             cache, seen = out.past_key_values, seen + n
             parts.append(out.logits)
         assert_close(torch.cat(parts, 1)[mask.bool()], full[mask.bool()], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_starts_as_it_says(name):
+    encoding, logits = started(name, **options_for(name))
+    if encoding.starts_as:
+        assert_close(logits, started(encoding.starts_as)[1], **CLOSE)
 
 
 @once_each

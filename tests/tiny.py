@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import hf_posenc
+from hf_posenc.patching import patch_of
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -80,6 +81,15 @@ def tiny_model(model_type: str, seed: int = 0, **changes):
 def heed_ctrl_c():
     """For `preexec_fn` of a process that is to be interrupted: a job that a script starts with `&` ignores SIGINT, and so would it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@torch.no_grad()
+def started(name: str, **options):
+    """An encoding in a tiny Llama that has just been patched, and the logits of 17 tokens."""
+    model = tiny_model("llama")
+    torch.manual_seed(7)
+    hf_posenc.patch(model, name, **options)
+    return patch_of(model).placements[0].encoding, model(torch.arange(3, 20)[None]).logits
 
 
 def options_for(name: str) -> dict:

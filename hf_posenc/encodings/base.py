@@ -158,6 +158,8 @@ class PositionalEncoding(nn.Module):
     """`context_bias` takes `reach`, so as not to look for the largest distance in the position tensors."""
     per_layer: bool = False
     """Each layer has parameters of its own; otherwise all layers share one encoding."""
+    starts_as: str = ""
+    """Name of the encoding that gives the same logits right after the patch; empty where none does. Options may change it."""
 
     def __init__(self, geometry: Geometry):
         super().__init__()

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import started, tiny_model
 
 import hf_posenc
 from hf_posenc.encodings import create
@@ -54,6 +54,33 @@ def test_starts_as_the_authors_do(geometry, kernel, most):
         assert r.min() >= 0 and 0.95 * top < r.max() <= top and r.mean().item() == pytest.approx(top / 2, abs=0.05 * top)
 
 
+def test_power_from_alibi_is_alibi():
+    """With slopes below the authors' bound too, which a step may reach again."""
+    encoding, logits = started("kerple", kernel="power", init="alibi")
+    assert encoding.starts_as == "alibi" and encoding.r1.min() == 2**-8
+    torch.testing.assert_close(logits, started("alibi")[1])
+    encoding.project()
+    assert encoding.r1.min() == 2**-8
+    encoding.r1.data.zero_()
+    encoding.project()
+    assert (encoding.r1 == 2**-8).all()
+
+
+def test_power_from_alibi_has_the_slopes_of_the_model(geometry):
+    own = dataclasses.replace(geometry, slopes=(0.5, 0.25, 0.125, 0.001))
+    kerple, pos = create("kerple", own, kernel="power", init="alibi"), torch.arange(30)[None].double()
+    expected = create("alibi", own).bias_matrix(pos, pos).tril()
+    torch.testing.assert_close(kerple.bias_matrix(pos, pos), expected)
+
+
+def test_log_from_alibi_touches_it(geometry):
+    log, pos = create("kerple", geometry, init="alibi"), torch.arange(5).double()[None]
+    bias, expected = (x.bias_matrix(pos[:, -1:], pos)[0, :, 0] for x in (log, create("alibi", geometry)))
+    assert log.starts_as == ""
+    torch.testing.assert_close(bias, expected, rtol=0.02, atol=0)
+    assert (bias[:, :-1] > expected[:, :-1]).all()
+
+
 def follow(values, gradients, rate, low, high):
     """The authors' rule, a number at a time: into the bounds before each forward pass, then a step."""
     for gradient in gradients:
@@ -101,3 +128,5 @@ def test_without_gradients_nothing_is_written():
 def test_bad_kernel(geometry):
     with pytest.raises(ValueError, match="kernel is one of log, power, got 'cosine'"):
         create("kerple", geometry, kernel="cosine")
+    with pytest.raises(ValueError, match="init is one of uniform, alibi, got 'zero'"):
+        create("kerple", geometry, init="zero")

@@ -1,6 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from tiny import started
 
 from hf_posenc.encodings import create
 
@@ -51,7 +54,17 @@ def test_starts_from_a_normal_distribution(geometry):
     assert (table.mean().item(), table.std().item()) == (pytest.approx(0, abs=2e-3), pytest.approx(0.1, rel=0.02))
 
 
-@pytest.mark.parametrize("options", [{"max_positions": 0}, {"max_positions": 2.0}, {"init_std": 0}, {"init_std": float("nan")}])
+def test_starts_from_sinusoids():
+    encoding, logits = started("learned", init="sinusoidal", max_positions=20)
+    assert encoding.starts_as == "sinusoidal" and torch.equal(logits, started("sinusoidal")[1])
+    for t, k in ((0, 0), (7, 0), (19, 5)):
+        angle = t * 10_000.0 ** (-2 * k / 64)
+        assert encoding.table[t, 2 * k : 2 * k + 2].tolist() == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_positions": 0}, {"max_positions": 2.0}, {"init_std": 0}, {"init_std": float("nan")}, {"init": "cosine"}]
+)
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         create("learned", geometry, **options)

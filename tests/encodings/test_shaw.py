@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import started
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import _apply_relative_key_position_encoding
 
 from hf_posenc.encodings import create
@@ -54,7 +55,14 @@ def test_layers_start_apart(geometry):
     assert not torch.equal(first.table, second.table)
 
 
+def test_vectors_at_zero_start_as_none():
+    encoding, logits = started("shaw", init="zero")
+    assert encoding.starts_as == "nope" and torch.equal(logits, started("nope")[1])
+
+
 @pytest.mark.parametrize("max_distance", [0, -1, 2.0, True])
 def test_bad_options(geometry, max_distance):
     with pytest.raises(ValueError, match="max_distance must be an integer of at least 1"):
         create("shaw", geometry, max_distance=max_distance)
+    with pytest.raises(ValueError, match="init is one of xavier, zero"):
+        create("shaw", geometry, init=0)

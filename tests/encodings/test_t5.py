@@ -1,5 +1,8 @@
+import dataclasses
+
 import pytest
 import torch
+from tiny import started
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hf_posenc.encodings import create
@@ -38,7 +41,29 @@ def test_table_is_learned(geometry):
     assert bias.table.grad[0, 0] == 40 + 39 * 40 / 2  # the diagonal, and the future
 
 
+def test_buckets_at_zero_start_as_none():
+    encoding, logits = started("t5", init="zero")
+    assert encoding.starts_as == "nope" and torch.equal(logits, started("nope")[1])
+
+
+def test_buckets_from_alibi_start_as_alibi_where_each_holds_one_distance():
+    """All 17 tokens do with 64 buckets, of which 32 hold one distance."""
+    torch.testing.assert_close(started("t5", init="alibi", num_buckets=64)[1], started("alibi")[1])
+
+
+def test_other_buckets_have_the_alibi_of_a_distance_that_they_hold(geometry):
+    geometry = dataclasses.replace(geometry, slopes=(0.7, 0.5, 0.3, 0.1))
+    t5, distance = create("t5", geometry, init="alibi"), torch.arange(128)
+    bucket = T5Attention._relative_position_bucket(-distance, False, 32, 128)
+    for b in range(32):
+        held = distance[bucket == b].float()
+        middle = -t5.table[b] / torch.tensor(geometry.slopes)
+        assert (middle > held.min() - 0.01).all() and (middle < held.max() + 1).all()
+
+
 @pytest.mark.parametrize("options", [{"num_buckets": 1}, {"num_buckets": 8.0}, {"max_distance": 16}, {"max_distance": True}])
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be an integer of at least"):
         create("t5", geometry, **options)
+    with pytest.raises(ValueError, match="init is one of normal, zero, alibi, got 'one'"):
+        create("t5", geometry, init="one")

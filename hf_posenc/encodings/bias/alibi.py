@@ -3,9 +3,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..base import PositionalEncoding, precise, register
+from ..base import Geometry, PositionalEncoding, precise, register, widest
+from ..options import flag
+
+SMALLEST_SLOPE = 2.0**-8
+"""Of those of the paper, whatever the number of heads."""
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
@@ -18,11 +22,19 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor(geometric(power) + geometric(2 * power)[0::2][: num_heads - power])
 
 
+def native_slopes(geometry: Geometry) -> Tensor:
+    """Slopes [H], float32: those of a model that has ALiBi, else those of the paper."""
+    return alibi_slopes(geometry.num_heads) if geometry.slopes is None else torch.tensor(geometry.slopes)
+
+
 @register("alibi")
 class ALiBi(PositionalEncoding):
     """Attention with linear biases (Press et al., 2021, arXiv:2108.12409, section 3).
 
     score(i, j) = q_i k_j / sqrt(D) - m_h (i - j), with one fixed slope m_h a query head. A model that has ALiBi keeps its own slopes.
+
+    Args:
+        learned: train the slopes, from where they are, one a head for all layers (tried in the paper, where it did not extrapolate well).
 
     Needs training; then holds its perplexity beyond the length it was trained at.
     """
@@ -31,12 +43,20 @@ class ALiBi(PositionalEncoding):
     relative = True
     needs_training = "pretraining or fine-tuning"
 
+    def __init__(self, geometry: Geometry, *, learned: bool = False):
+        super().__init__(geometry)
+        self.learned = flag("learned", learned)
+        if learned:
+            self.slopes = nn.Parameter(native_slopes(geometry))
+            self.starts_as = "alibi"
+
     def reset_buffers(self) -> None:
-        own = self.geometry.slopes
-        self.set_buffer("slopes", alibi_slopes(self.geometry.num_heads) if own is None else torch.tensor(own))
+        if not self.learned:
+            self.set_buffer("slopes", native_slopes(self.geometry))
 
     def columns(self, k_pos: Tensor) -> tuple[Tensor, Tensor]:
-        return self.slopes, k_pos
+        # As numbers of its own, since the ALiBi that flash attention has for `k_pos` itself gives slopes no gradient.
+        return self.slopes, k_pos.to(widest(k_pos.device)) if self.learned else k_pos
 
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         return -precise(self.slopes, q_pos)[h] * (q_pos - k_pos).abs()

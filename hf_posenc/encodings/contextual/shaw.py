@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Geometry, PositionalEncoding, precise, register
-from ..options import LONGEST_TABLE, count
+from ..options import LONGEST_TABLE, count, one_of
+
+STARTS = ("xavier", "zero")
 
 
 @register("shaw")
@@ -15,6 +17,7 @@ class Shaw(PositionalEncoding):
 
     Args:
         max_distance: K in tokens; all greater distances share the last vector.
+        init: "xavier" uniform vectors, or "zero".
 
     Needs training. Differs from the paper: only the keys are changed, not the values (there eq. 3); and no vectors for keys after
     the query, which a decoder does not see.
@@ -24,11 +27,14 @@ class Shaw(PositionalEncoding):
     per_layer = True
     needs_training = "pretraining or fine-tuning"
 
-    def __init__(self, geometry: Geometry, *, max_distance: int = 16):
+    def __init__(self, geometry: Geometry, *, max_distance: int = 16, init: str = "xavier"):
         super().__init__(geometry)
         self.max_distance = count("max_distance", max_distance, at_most=LONGEST_TABLE)
-        self.table = nn.Parameter(torch.empty(self.max_distance + 1, geometry.head_dim))
-        nn.init.xavier_uniform_(self.table)
+        self.table = nn.Parameter(torch.zeros(self.max_distance + 1, geometry.head_dim))
+        if one_of("init", init, STARTS) == "zero":
+            self.starts_as = "nope"
+        else:
+            nn.init.xavier_uniform_(self.table)
 
     def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
         by_distance = precise(q, q) @ precise(self.table, q).T * scaling

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Geometry, PositionalEncoding, register
-from ..options import LONGEST_TABLE, count, positive
+from ..base import Geometry, PositionalEncoding, create, register
+from ..options import LONGEST_TABLE, count, one_of, positive
+
+STARTS = ("normal", "sinusoidal")
 
 
 @register("learned")
@@ -15,11 +17,12 @@ class LearnedAbsolute(PositionalEncoding):
     x_t -> x_t + P[t].
 
     A model that has such a table keeps it; a longer one is interpolated from it linearly, so that the first and the last
-    vector stay first and last. Elsewhere P starts from N(0, init_std).
+    vector stay first and last. Elsewhere P starts as `init` says.
 
     Args:
         max_positions: rows of P; default the native context. A position beyond is an error.
-        init_std: standard deviation of a new table.
+        init_std: standard deviation of a new table that is "normal".
+        init: "normal", or "sinusoidal": the vectors of `sinusoidal`.
 
     Needs training, wherever the table is new or longer than it was.
     """
@@ -27,11 +30,15 @@ class LearnedAbsolute(PositionalEncoding):
     any_length = False
     needs_training = "pretraining or fine-tuning with the new table"
 
-    def __init__(self, geometry: Geometry, *, max_positions: int | None = None, init_std: float = 0.02):
+    def __init__(self, geometry: Geometry, *, max_positions: int | None = None, init_std: float = 0.02, init: str = "normal"):
         super().__init__(geometry)
         self.rows = geometry.max_positions if max_positions is None else count("max_positions", max_positions, at_most=LONGEST_TABLE)
         std = positive("init_std", init_std)
         self.table = nn.Parameter(torch.randn(self.rows, geometry.hidden_size) * std)
+        if one_of("init", init, STARTS) == "sinusoidal":
+            self.starts_as = "sinusoidal"
+            waves = create("sinusoidal", geometry).embed(torch.zeros_like(self.table)[None], torch.arange(self.rows)[None])
+            self.table.data = waves[0]
 
     @property
     def context_length(self) -> int:
