@@ -7,7 +7,7 @@ import inspect as python_inspect
 from typing import Any
 
 from .encodings import ENCODINGS, options_of
-from .encodings.base import STAGES
+from .encodings.naming import STAGES
 
 
 def list_encodings() -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 from .architectures.slots import RotarySlot, ZeroTable
 from .attention.choice import Choice, Prospect
 from .attention.hooks import ROTARY
-from .encodings.base import STAGES
+from .encodings.naming import EMBEDDING, STAGES
 from .patching import Patch, Placement, patch_of
 
 
@@ -146,7 +146,7 @@ def _place(record: Patch, p: Placement) -> str:
     if p.in_attention:
         on_axes = hasattr(record.native, "mrope_section")  # of images; what acts in the attention has one axis
         return "in the attention function" + (", by the count of tokens" if on_axes else "")
-    return "in the embeddings" if p.encoding.has("embed") else "with the native encoding switched off"
+    return "in the embeddings" if p.encoding.has(*EMBEDDING) else "with the native encoding switched off"
 
 
 def _layers(layers: tuple[int, ...], num_layers: int) -> str:
@@ -155,8 +155,8 @@ def _layers(layers: tuple[int, ...], num_layers: int) -> str:
 
 def _without(record: Patch) -> tuple[int, ...]:
     """Layers that no encoding reaches: a patched one at work there, or a native one that is still on."""
-    working = [p for p in record.placements if any(p.encoding.has(stage) for stage in STAGES)]
-    everywhere = any(p.encoding.has("embed") for p in working)
+    working = [p for p in record.placements if p.encoding.has(*STAGES)]
+    everywhere = any(p.encoding.has(*EMBEDDING) for p in working)
     patched = {i for p in record.placements for i in p.layers}
     reached = {i for p in working for i in p.layers}
     table_off = isinstance(record.slot, ZeroTable)

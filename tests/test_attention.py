@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import options_for, tiny_model
+from tiny import options_for, state_of, tiny_model
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,13 +14,15 @@ from torch.utils._pytree import tree_leaves
 from transformers.masking_utils import flex_attention_mask
 
 import hf_posenc
-from hf_posenc.attention import blocks, kernels, regional, tiles
-from hf_posenc.attention.entry import EncodingSite, posenc_attention
+from hf_posenc.attention import blocks, entry, kernels, regional, tiles
+from hf_posenc.attention.cached import STATE
+from hf_posenc.attention.entry import EncodingSite
 from hf_posenc.attention.layout import Layout
 from hf_posenc.attention.masks import key_positions
-from hf_posenc.encodings import Geometry, PositionalEncoding
+from hf_posenc.encodings import ENCODINGS, Geometry, PositionalEncoding
+from hf_posenc.encodings.naming import BY_BLOCK, EMBEDDING, SCORING, STAGES
 
-IN_ATTENTION = [n for n in hf_posenc.list_encodings() if {"bias", "regions", "rotate"} & set(hf_posenc.describe(n).stages)]
+IN_ATTENTION = [n for n in hf_posenc.list_encodings() if ENCODINGS[n].has(*(stage for stage in STAGES if stage not in EMBEDDING))]
 every_encoding = pytest.mark.parametrize("name", IN_ATTENTION)
 
 
@@ -44,11 +46,26 @@ def setting(name, heads=4, groups=2, width=16, queries=40, keys=40, batch=2, nat
     return site, q, k, v
 
 
+def posenc_attention(backend, site, q, k, v, mask, **kwargs):
+    """The attention function, handed the states of the tokens as the hook before a layer does."""
+    state = state_of(site.encoding, k)
+    return entry.posenc_attention(backend, site, q, k, v, mask, **kwargs | ({} if state is None else {STATE: state}))
+
+
 def reference(encoding, q, k, v, q_pos, k_pos, seen):
     """Softmax over the visible scores in float64; rows that see nothing give 0."""
-    scores = encoding.scores(q.double(), k.double(), q_pos, k_pos).masked_fill(~seen, -torch.inf)
-    weights = scores.softmax(-1).nan_to_num(0.0)
-    return (weights @ v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2)
+    seen = seen.expand(len(q), -1, -1, -1) if seen.ndim == 4 else seen
+    q, k, v = q.double(), k.double(), encoding.value(v.double(), k_pos)
+    pos = (q_pos, k_pos) if encoding.axes == 1 else (q_pos.expand(encoding.axes, -1, -1), k_pos.expand(encoding.axes, -1, -1))
+    state = state_of(encoding, k)
+    scores = encoding.scores(q, k, *pos, state=state, seen=seen)
+    block = encoding.block(q, k, *pos, state=state, seen=seen)
+    if encoding.has("normalise"):
+        weights = encoding.normalise(scores, block).masked_fill(~seen, 0)
+    else:
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+    output = weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    return (output + encoding.attended(weights, block) if encoding.has("attended") else output).transpose(1, 2)
 
 
 @st.composite
@@ -245,7 +262,8 @@ def test_no_square_is_ever_made(name, grad):
 
 
 DESCRIBED = {n: hf_posenc.describe(n) for n in IN_ATTENTION}
-TILED = [n for n, d in DESCRIBED.items() if "regions" in d.stages or ("bias" in d.stages and d.relative)]
+BLOCKED = [n for n, d in DESCRIBED.items() if set(BY_BLOCK) & set(d.stages)]
+TILED = [n for n, d in DESCRIBED.items() if n not in BLOCKED and ("regions" in d.stages or ("bias" in d.stages and d.relative))]
 
 
 @pytest.mark.parametrize("name", TILED)
@@ -292,7 +310,7 @@ def test_block_masks(name, grad):
     """A model loaded for flex attention gets the same on a CPU, by the paths of a CPU."""
     site, q, k, v = setting(name, queries=40, keys=40)
     pos, seen = torch.arange(40)[None].expand(2, -1), torch.ones(40, 40, dtype=torch.bool).tril()
-    if not {"bias", "context_bias", "regions"} & set(DESCRIBED[name].stages):
+    if not set(SCORING) & set(DESCRIBED[name].stages):
         return  # a rotation alone is handed on to flex itself
     q.requires_grad_(grad)
     output, _ = posenc_attention("flex_attention", site, q, k, v, flex_attention_mask(2, 40, 40), position_ids=pos)

@@ -16,7 +16,7 @@ from hf_posenc.attention import columns
 from hf_posenc.attention.entry import posenc_attention
 from hf_posenc.attention.layout import Layout
 from hf_posenc.attention.positions import COUNTED
-from hf_posenc.encodings import Geometry
+from hf_posenc.encodings import Geometry, widths
 
 
 def states(queries, keys, heads=12, groups=4, width=64, dtype=torch.bfloat16):
@@ -125,7 +125,7 @@ def test_gradients(flash_attention):
 def test_parts_add_up():
     x = torch.tensor([0.8408964, 27_001.0, 1e-3, 65_501.0, -3.14159265, 0.0])
     for dtype in (torch.bfloat16, torch.float16):
-        assert_close(columns.parts(x, dtype).double().sum(-1), x.double(), rtol=2**-22, atol=2**-24)
+        assert_close(widths.parts(x, dtype).double().sum(-1), x.double(), rtol=2**-22, atol=2**-24)
 
 
 def test_slopes_that_the_kernel_takes(flash_attention):

@@ -14,7 +14,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
+from hf_posenc.attention.cached import STATE
 from hf_posenc.encodings import ENCODINGS
+from hf_posenc.encodings.base import products
 from hf_posenc.patching import Request, apply, patch_of
 
 every_kind, once_each = pytest.mark.pairs("kinds"), pytest.mark.pairs("once")
@@ -156,23 +158,29 @@ def test_scores_are_what_the_model_computes(arch, name, batch):
 
 def reference_attention(encoding, q, k, v, pos, kwargs, record, layer):
     """Softmax of the dense definition, in float64, under the causal mask, the window, softcap and sinks of the layer."""
-    if kwargs.get("softcap") is None:
-        scores = encoding.scores(q, k, pos, pos, kwargs["scaling"])
-    else:
-        cap, k = kwargs["softcap"], encoding.cached_key(k, pos)
-        scores = cap * torch.tanh(encoding.content_scores(q, k, pos, pos, kwargs["scaling"]) / cap) + encoding.bias_matrix(pos, pos)
-        scores = scores + encoding.context_bias(q, k, pos, pos, kwargs["scaling"])
-    distance = pos[:, :, None] - pos[:, None, :]
+    distance, scaling = pos[:, :, None] - pos[:, None, :], kwargs["scaling"]
     seen = distance >= 0
     if record.architecture.layer_types(record.backbone.config)[layer] == "sliding_attention":
         seen &= distance < WINDOW
-    scores = scores.masked_fill(~seen[:, None], -torch.inf)
-    if kwargs.get("s_aux") is not None:
-        sinks = kwargs["s_aux"].double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        weights = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+    seen = seen[:, None]
+    places = pos if encoding.axes == 1 else pos.expand(encoding.axes, -1, -1)
+    block = encoding.block(q, k, places, places, scaling, kwargs.get(STATE), seen)
+    if (cap := kwargs.get("softcap")) is None:
+        scores = encoding.scores(q, k, places, places, scaling, kwargs.get(STATE), seen)
     else:
-        weights = scores.softmax(-1)
-    return (weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2)
+        met = encoding.has("meet")
+        scores = products(*encoding.meet(block)) * scaling if met else encoding.content_scores(q, block.k, pos, pos, scaling)
+        scores = cap * torch.tanh(scores / cap) + encoding.bias_matrix(pos, pos) + encoding.context_bias(q, block.k, pos, pos, scaling)
+        scores = encoding.mix(scores, block) if encoding.has("mix") else scores
+    if encoding.has("normalise"):
+        weights = encoding.normalise(scores, block).masked_fill(~seen, 0)
+    elif kwargs.get("s_aux") is not None:
+        sinks = kwargs["s_aux"].double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat((scores.masked_fill(~seen, -torch.inf), sinks), -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    output = weights @ encoding.value(v, pos).repeat_interleave(q.shape[1] // v.shape[1], 1)
+    return (output + encoding.attended(weights, block) if encoding.has("attended") else output).transpose(1, 2)
 
 
 @third

@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 import torch
-from test_attention import IN_ATTENTION, Site, reference, setting
+from test_attention import IN_ATTENTION, Site, posenc_attention, reference, setting
 from torch.testing import assert_close
 
 import hf_posenc
 from hf_posenc.attention import blocks, columns, dense, distance, entry, flex, regional, stock
-from hf_posenc.attention.entry import posenc_attention
 from hf_posenc.encodings import Geometry, PositionalEncoding
+from hf_posenc.encodings.naming import BY_BLOCK, SCORING
 
 LENGTH = 24
 TOLERANCE = {
@@ -69,13 +69,14 @@ def site_of(name):
 def expected_paths(name, kind, grad):
     """Which functions of the engine must have run, from what the encoding declares and from the kind of call."""
     cls = OWN.get(name) or hf_posenc.encodings.ENCODINGS[name]
-    stages = {stage for stage in ("bias", "context_bias", "regions") if cls.has(stage)}
+    stages = {stage for stage in SCORING if cls.has(stage)}
     if kind == "eager":
         return {"dense"}
     if not stages:
         return set()  # a rotation alone goes to the stock kernel
-    by_block = {"blocks"} | ({"fused"} if not grad and kind == "plain" and "regions" not in stages else set())
-    if "context_bias" in stages:
+    content = set(BY_BLOCK) & stages
+    by_block = {"blocks"} | ({"fused"} if not grad and kind == "plain" and not content | ({"regions"} & stages) else set())
+    if content:
         return by_block
     if "regions" in stages:
         return {"regions"} if kind == "plain" else {"blocks"}

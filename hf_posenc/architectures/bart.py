@@ -6,6 +6,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Products
 from ..encodings import PositionalEncoding
+from ..encodings.naming import EMBEDDING
 from .base import Architecture, register
 from .slots import Group, ZeroTable
 from .tables import AddedArchitecture, TableArchitecture
@@ -88,7 +89,7 @@ class Bart(Blenderbot):
 
 class BlenderbotSmall(Blenderbot):
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        if encoding.has("embed"):
+        if encoding.has(*EMBEDDING):
             raise ValueError(
                 f"{encoding.name!r} is added to the embeddings, but this decoder normalises them before it adds positions; "
                 "use an encoding that acts in the attention"
@@ -118,7 +119,7 @@ class SinusoidalTrOCR(Decoder):
     seam = Products()
 
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        if encoding.has("embed"):
+        if encoding.has(*EMBEDDING):
             raise ValueError(
                 f"{encoding.name!r} is added to the embeddings, but this TrOCR wants ids, to count the positions of its sinusoids by; "
                 "use an encoding that acts in the attention"

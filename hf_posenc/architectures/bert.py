@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.products import Divided
 from ..encodings import Geometry, PositionalEncoding
+from ..encodings.naming import EMBEDDING
 from .base import register
 from .handed import HandedArchitecture, Without
 from .slots import Group, NoEncoding
@@ -104,7 +105,7 @@ class RoBERTa(BERT):
 
 class RoCBert(BERT):
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        if encoding.has("embed") and backbone.config.concat_input:
+        if encoding.has(*EMBEDDING) and backbone.config.concat_input:
             raise ValueError(
                 f"{encoding.name!r} is added to the embeddings, but this model maps them, with shapes and sounds beside them, before it "
                 "adds positions; use an encoding that acts in the attention"

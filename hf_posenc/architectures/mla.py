@@ -13,7 +13,7 @@ class MLA(Architecture):
 
     def _sizes(self, config: PretrainedConfig) -> dict[str, Any]:
         heads, width = config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim
-        return super()._sizes(config) | {"num_kv_heads": heads, "head_dim": width}
+        return super()._sizes(config) | {"num_kv_heads": heads, "head_dim": width, "value_dim": config.v_head_dim}
 
 
 class InterleavedMLA(MLA):

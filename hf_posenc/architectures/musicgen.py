@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..encodings import PositionalEncoding
+from ..encodings.naming import EMBEDDING
 from .base import register
 from .slots import Group, ZeroTable
 from .tables import AddedArchitecture
@@ -27,7 +28,7 @@ class Musicgen(AddedArchitecture):
         return config.num_codebooks
 
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        if encoding.has("embed"):
+        if encoding.has(*EMBEDDING):
             raise ValueError(
                 f"{encoding.name!r} is added to the embeddings, of which this model has several: use one that acts in the attention"
             )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..encodings import Geometry, PositionalEncoding
+from ..encodings.naming import EMBEDDING
 from .base import Architecture
 from .slots import Group, ZeroTable
 
@@ -29,7 +30,7 @@ class AddedArchitecture(Architecture):
         return getattr(backbone, "embed_scale", 1.0)
 
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        if encoding.has("embed") and (scale := self.scale(backbone)) != 1.0:
+        if encoding.has(*EMBEDDING) and (scale := self.scale(backbone)) != 1.0:
             raise ValueError(
                 f"{encoding.name!r} is added to the embeddings, but this model multiplies them by {scale:g} afterwards; "
                 "use an encoding that acts in the attention"

@@ -33,7 +33,7 @@ def attention(call: Call, regions: list[Region]) -> Tensor:
 
     def once(segment: Segment, rows: slice, keys: slice) -> Tensor:
         hidden = _hidden(call, segment, rows, keys)
-        if grad or call.place != "cpu" or not call.has_plain_softmax or hidden is None or call.regional:
+        if grad or call.place != "cpu" or not call.has_plain_softmax or hidden is None or call.regional or _reads_weights(call):
             return dense.attend(call, segment.batch, rows, keys, hidden)[0]
         return _biased(call, segment.batch, rows, keys, hidden, regions[0])
 
@@ -42,6 +42,11 @@ def attention(call: Call, regions: list[Region]) -> Tensor:
         part = (again if grad else once)(segment, rows, keys)
         output[segment.batch, rows] = part.transpose(1, 2)
     return output
+
+
+def _reads_weights(call: Call) -> bool:
+    """Whether the encoding does more to the scores than to add to them."""
+    return call.encoding.has("mix", "normalise", "attended")
 
 
 def _blocks(call: Call) -> Iterator[tuple[Segment, slice, slice]]:

@@ -7,14 +7,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
 from ..encodings import PositionalEncoding
-from .places import here
+from ..encodings.widths import packed
+from .places import here, placed
 
 ENCODED = "posenc_keys_are_encoded"
 """Argument that an attention module passes on to its attention function: the keys come out of a cache, as `cached_key` made them."""
+STATE = "posenc_state"
+"""Another: what the encoding says of the new tokens, [B,A,Q,n]; in the cache it is in the last columns of their keys, `packed`."""
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
@@ -42,25 +46,11 @@ def changes_keys(encoding: PositionalEncoding) -> bool:
     return encoding.has("cached_key") or (encoding.caches == "transformed" and encoding.has("rotate"))
 
 
-class EncodedKeys(Cache):
-    """A KV cache as one attention module sees it in one call: keys go in as `cached_key` makes them. All else is the cache's own.
+class SeenCache(Cache):
+    """A KV cache as one attention module sees it in one call. What is not named here is the cache's own."""
 
-    Args:
-        cache: the cache of the model.
-        encoding: the encoding of the layer.
-        pos: positions [1 or B,Q] of the new tokens.
-    """
-
-    def __init__(self, cache: Cache, encoding: PositionalEncoding, pos: Tensor):
-        self._cache, self._encoding, self._pos = cache, encoding, pos
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Cache the new keys [B,G,Q,D] and values [B,G,Q,V]; all that is cached, [B,G,K,D+n] and [B,G,K,V]."""
-        pos = self._pos.to(key_states.device)
-        key = here(self._encoding, pos).cached_key(key_states, pos).to(key_states.dtype)
-        if key.shape[-1] != key_states.shape[-1]:
-            self._make_room(layer_idx, key.shape[-1])
-        return self._cache.update(key, value_states, layer_idx, *args, **kwargs)
+    def __init__(self, cache: Cache):
+        self._cache = cache
 
     def _make_room(self, layer_idx: int, width: int) -> None:
         """A static cache may have been sized in advance, from the configuration: while it is empty, let it look at the keys again."""
@@ -72,6 +62,32 @@ class EncodedKeys(Cache):
         if name == "_cache":  # an instance that is still being made
             raise AttributeError(name)
         return getattr(self._cache, name)
+
+
+class EncodedKeys(SeenCache):
+    """One that keys go into as `cached_key` makes them, with their states.
+
+    Args:
+        cache: the cache of the model.
+        encoding: the encoding of the layer.
+        pos: positions [1 or B,Q] of the new tokens.
+        state: of the new tokens [B,A,Q,n], if the encoding has such.
+    """
+
+    def __init__(self, cache: Cache, encoding: PositionalEncoding, pos: Tensor, state: Tensor | None = None):
+        super().__init__(cache)
+        self._encoding, self._pos, self._state = encoding, pos, state
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Cache the new keys [B,G,Q,D] and values [B,G,Q,V]; all that is cached, [B,G,K,D+n] and [B,G,K,V]."""
+        pos, state = self._pos.to(key_states.device), self._state
+        encoding = here(self._encoding, pos)
+        key = encoding.cached_key(key_states, placed(encoding, pos)).to(key_states.dtype)
+        if state is not None:
+            key = torch.cat((key, packed(state.to(key.device), key.shape[1], key.dtype)), -1)
+        if key.shape[-1] != key_states.shape[-1]:
+            self._make_room(layer_idx, key.shape[-1])
+        return self._cache.update(key, value_states, layer_idx, *args, **kwargs)
 
 
 def no_continuous_batching(*args, **kwargs):

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from ..encodings import PositionalEncoding
+from ..encodings import Block, PositionalEncoding, Region
 from ..encodings.base import has_values
 from .layout import Layout
 from .masks import Mask
@@ -23,6 +23,8 @@ class Call:
         kwargs: what transformers passes to a backend beside `scaling`.
         backend: the attention that the model was loaded with. regional: the encoding has regions with bounds here.
         avoided: paths that have failed on this machine.
+        whole: the call as the stages see it that ask for a `Block`, with queries and keys that have not met; None where there is no such.
+        met: `query` and `key` are what the stage `meet` has made of them, ready for their product.
     """
 
     module: nn.Module
@@ -37,6 +39,13 @@ class Call:
     backend: str = "sdpa"
     regional: bool = False
     avoided: frozenset[str] = frozenset()
+    whole: Block | None = None
+    met: bool = False
+
+    @property
+    def regions(self) -> list[Region]:
+        """How queries and keys are rotated."""
+        return [Region(as_they_are)] if self.met else self.layout.regions(self.encoding)
 
     @property
     def place(self) -> str:
@@ -73,3 +82,8 @@ class Call:
         """Whether PyTorch's fused CPU kernel, which returns the log-sum-exp, can do this in causal segments."""
         same_width = self.query.shape[-1] == self.value.shape[-1]
         return self.query.device.type == "cpu" and self.has_plain_softmax and same_width and self.layout.segments is not None
+
+
+def as_they_are(q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+    """A rotation by nothing."""
+    return q, k

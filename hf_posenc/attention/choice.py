@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from ..encodings import PositionalEncoding
+from ..encodings.naming import BY_BLOCK
 
 BIASABLE = ("eager", "sdpa", "flex_attention")
 """Backends through which a bias or a set of regions can be computed."""
@@ -75,7 +76,7 @@ def choose(encoding: PositionalEncoding, asked: Asked) -> Choice:
 
 
 def _cheapest(encoding: PositionalEncoding, asked: Asked) -> Choice:
-    biased = encoding.has("bias") or encoding.has("context_bias")
+    biased = encoding.has("bias", *BY_BLOCK)
     if asked.backend == "eager":
         return Choice("dense", "an eager model computes all scores")
     if not biased and not asked.regional:
@@ -94,20 +95,20 @@ def _cheapest(encoding: PositionalEncoding, asked: Asked) -> Choice:
         return Choice(
             "blocks", UNFUSED if not asked.tileable else "the fused kernel has no regions with a bias, or with rotations that learn"
         )
-    if encoding.has("context_bias"):
+    if encoding.has(*BY_BLOCK):
         return Choice("blocks", CONTENT)
     if encoding.relative and asked.tileable:
         return Choice("table", "a bias of the distance is a strided view of one table")
     return Choice("blocks", UNFUSED if encoding.relative else "the bias is no function of the distance")
 
 
-CONTENT = "the bias depends on what the queries say"
+CONTENT = "the scores depend on more than the positions and their products"
 UNFUSED = "PyTorch's fused CPU kernel has no softcap, sinks or dropout, and wants a mask of causal pieces"
 
 
 def flex_obstacle(encoding: PositionalEncoding, asked: Asked) -> str:
     """Why flex attention cannot do it on an accelerator; nothing if it can."""
-    if encoding.has("context_bias"):
+    if encoding.has(*BY_BLOCK):
         return CONTENT
     if asked.place not in FLEX_DEVICES:
         return f"flex attention has no kernel for {asked.place}"

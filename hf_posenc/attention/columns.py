@@ -1,26 +1,19 @@
-"""A bias that is a product of a number of the head and a number of the key, as further columns of queries and keys.
-
-a_h x_j is added to the product of query and key by any kernel, flash attention among them, if the query has a_h for a column and the key
-x_j. Half precision holds neither exactly, so both are written as sums of three numbers that it does hold, and the products of the six
-pairs that matter are a column each: right to 2^-24 of the bias, which is what the kernel itself is right to.
-"""
+"""A bias that is a product of a number of the head and a number of the key, as further columns of queries and keys."""
 
 from __future__ import annotations
 
 import inspect
 from functools import cache
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.integrations.flash_attention import get_target_dtype
 
+from ..encodings.widths import Term, widened
 from . import stock
 from .call import Call
 
-PAIRS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
 WIDTH = 8
-"""Columns in all: kernels want a multiple of eight."""
+"""Columns in all."""
 WIDEST = 256
 """Heads that flash attention takes."""
 SHIFT = 256.0
@@ -36,32 +29,11 @@ def attention(call: Call, query: Tensor, key: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (query, key, call.value))
         return native(q, k, v, softmax_scale=call.scaling, causal=True, alibi_slopes=slopes.float())
     dtype = get_target_dtype(query, call.module) or query.dtype  # what the backend would round them to
-    query, key = widened(query.to(dtype), key.to(dtype), slopes / call.scaling, numbers)
+    # What is the same for all keys of a query changes nothing, so small numbers are as good as large ones, and exacter.
+    numbers = (numbers - numbers.amin(-1, keepdim=True))[:, None] / SHIFT
+    query, key = widened(query.to(dtype), key.to(dtype), [Term(slopes[None, :, None] * SHIFT, numbers)], call.scaling)
     value = call.value.to(dtype)
     return stock.attention(call.backend, call.module, query, key, value, call.mask, scaling=call.scaling, **call.kwargs)[0].to(call.dtype)
-
-
-def widened(query: Tensor, key: Tensor, heads: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [B,H,Q,D+8] and keys [B,G,K,D+8] whose products are greater by heads[h] * (numbers[b,k] - the least of them).
-
-    Args:
-        query: [B,H,Q,D]. key: [B,G,K,D]. heads: [H]. numbers: [B,K].
-    """
-    # What is the same for all keys of a query changes nothing, so small numbers are as good as large ones, and exacter.
-    numbers = numbers - numbers.amin(-1, keepdim=True)
-    a, x = parts(heads * SHIFT, query.dtype), parts(numbers / SHIFT, key.dtype)
-    a = F.pad(a[..., [i for i, _ in PAIRS]], (0, WIDTH - len(PAIRS)))[None, :, None]
-    x = F.pad(x[..., [j for _, j in PAIRS]], (0, WIDTH - len(PAIRS)))[:, None]
-    return torch.cat((query, a.expand(*query.shape[:3], -1)), -1), torch.cat((key, x.expand(*key.shape[:3], -1)), -1)
-
-
-def parts(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[...,3] of `dtype`: three numbers whose sum is `x` to float32."""
-    rest, found = x.to(torch.float32), []
-    for _ in range(3):
-        found.append(rest.to(dtype))
-        rest = rest - found[-1].to(torch.float32)
-    return torch.stack(found, -1)
 
 
 @cache

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..encodings import Block
 from ..encodings.base import at_hand, by_group, precise, products
 from .call import Call
 from .masks import additive, visible
@@ -28,29 +31,44 @@ def attend(call: Call, batch: slice, rows: slice, keys: slice, hidden: Tensor | 
         hidden: [B or 1,H or 1,rows,keys] bool, the pairs that do not meet; None where a mask of numbers says so.
     """
     q, k, v = call.query[batch, :, rows], call.key[batch, :, keys], call.value[batch, :, keys]
-    scores = scored(call, batch, rows, keys, q, k)
+    block = block_of(call, batch, rows, keys, None if hidden is None else ~hidden)
+    scores = scored(call, batch, rows, keys, q, k, block)
     extra = additive(call.mask, rows)
     if extra is not None:
         scores = scores + (extra[batch] if len(extra) > 1 else extra)[..., keys]
     if hidden is not None:
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-    weights = F.dropout(_softmax(scores, call.sinks).to(q.dtype), p=call.dropout)
-    return by_group(weights, v), weights
+    weights = F.dropout(_weights(call, scores, block).to(q.dtype), p=call.dropout)
+    output = by_group(weights, v)
+    if block is not None and call.encoding.has("attended"):
+        output = output + call.encoding.attended(weights, block).to(output.dtype)
+    return output, weights
 
 
-def scored(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Tensor) -> Tensor:
+def block_of(call: Call, batch: slice, rows: slice, keys: slice, seen: Tensor | None) -> Block | None:
+    """A block for the stages that ask for one, with the pairs that meet."""
+    if call.whole is None:
+        return None
+    if seen is None:
+        seen = visible(call.mask, rows, call.query.shape[2], call.key.shape[2], call.query.device)
+        seen = (seen[batch] if len(seen) > 1 else seen)[..., keys]
+    return call.whole.part(batch, rows, keys, seen)
+
+
+def scored(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Tensor, block: Block | None) -> Tensor:
     """What the softmax sees of a block, before any mask: [B,H,rows,keys], -inf for a pair in no region."""
     scores = precise(content(call, batch, rows, keys, q, k), q)
     if call.softcap is not None:
         capped = call.softcap * torch.tanh(scores / call.softcap)
         scores = torch.where(scores == -torch.inf, scores, capped)  # a pair in no region stays hidden
     bias = biases(call, batch, rows, keys, q, k)
-    return scores if bias is None else scores + bias.to(scores.device)
+    scores = scores if bias is None else scores + bias.to(scores.device)
+    return call.encoding.mix(scores, block) if block is not None and call.encoding.has("mix") else scores
 
 
 def content(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Tensor) -> Tensor:
     """Scaled products [B,H,rows,keys] under the rotations of the encoding."""
-    if call.encoding is None:
+    if call.encoding is None or call.met:
         return products(q, k) * call.scaling
     layout, encoding = call.layout, call.encoding
     # Asked for one block alone, an encoding might wait for its positions.
@@ -69,6 +87,8 @@ def biases(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Ten
     if encoding.has("bias"):
         total = encoding.bias_matrix(*(x.double() if q.dtype == torch.float64 else x for x in (q_pos[:, rows], k_pos[:, keys])))
     if encoding.has("context_bias"):
+        if call.whole is not None:  # q and k may have met
+            q, k = call.whole.q[batch, :, rows], call.whole.k[batch, :, keys]
         # Where the numbers are at hand, the encoding looks at those of the block, which are smaller.
         asked = encoding.takes_reach and call.layout.num_queries > 1 and not at_hand(q_pos)
         more = {"reach": call.layout.reach_of(keys)} if asked else {}
@@ -77,7 +97,11 @@ def biases(call: Call, batch: slice, rows: slice, keys: slice, q: Tensor, k: Ten
     return total
 
 
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+def _weights(call: Call, scores: Tensor, block: Block | None) -> Tensor:
+    """What the values are weighed with, [B,H,rows,keys]."""
+    sinks = call.sinks
+    if block is not None and call.encoding.has("normalise"):  # of which sinks are a part
+        return call.encoding.normalise(scores, block).masked_fill(~cast(Tensor, block.seen), 0)
     if sinks is None:
         return scores.softmax(-1)
     column = sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)

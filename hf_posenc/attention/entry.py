@@ -11,21 +11,24 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ..encodings import PositionalEncoding, Region
+from ..encodings import Block, PositionalEncoding, Region
+from ..encodings.widths import unpacked, width_of
 from . import blocks, columns, dense, distance, flex, regional, stock
-from .cached import ENCODED
+from .cached import ENCODED, STATE
 from .call import Call
 from .choice import BACKENDS, FLASH, choose
 from .kernels import in_rows
 from .layout import Layout
 from .masks import Mask, only, visible
-from .places import here
+from .places import here, placed
 from .settled import Settled
 from .structured import mask_for_eager, mask_for_flex, mask_for_sdpa
 
 PREFIX = "hf_posenc_"
 GIVEN = "posenc_given_mask"
 """Argument that an attention module passes on to its attention function: its mask, before it hid further keys."""
+WHOLE = ("meet", "mix", "normalise", "attended")
+"""Stages that ask for a `Block`."""
 CHOSEN = "indices"
 """Argument with which a family tells a backend the keys [B,Q,n] that each query may see at most (DeepSeek sparse attention)."""
 
@@ -88,7 +91,7 @@ def posenc_scores(module: nn.Module, query: Tensor, key: Tensor, mask: Mask, sca
     more = {ENCODED: True} if encoded else {}
     call = _call("eager", module.__dict__["posenc_site"], module, query, key, key, mask, scaling=scaling, **more)
     everything = slice(None), slice(0, query.shape[2]), slice(0, key.shape[2])
-    return dense.scored(call, *everything, call.query, call.key)
+    return dense.scored(call, *everything, call.query, call.key, dense.block_of(call, *everything, None))
 
 
 def _call(backend: str, site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
@@ -104,11 +107,44 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     query, key, value = (in_rows(x.to(value.dtype)) for x in (query, key, value))
     given = kwargs.pop(GIVEN, mask)
     layout = Layout.of(pos, _said(backend, given, query, key), len(query), key.shape[2])
-    if not encoded:
-        key = encoding.cached_key(key, layout.k_pos)
+    state, axes = kwargs.pop(STATE, None), placed(encoding, pos)
+    if encoded and state is not None:
+        key, state = _parted(key, state)
+    elif not encoded:
+        key = encoding.cached_key(key, layout.k_pos if encoding.axes == 1 else axes)
+    if encoding.has("value"):
+        value = encoding.value(value, layout.k_pos).contiguous()
     mask = mask if chosen is None else only(mask, chosen, key.shape[2])
     layout = layout if mask is given else layout.behind(mask)
-    return Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, backend, avoided=site.avoided)
+    call = Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, backend, avoided=site.avoided)
+    if encoding.has(*WHOLE):
+        call.whole = _whole(call, state, axes)
+    if encoding.has("meet"):
+        assert call.whole is not None
+        call.query, call.key = encoding.meet(call.whole)
+        call.met = True
+    return call
+
+
+def _parted(key: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys [B,G,K,D+c] that come out of a cache without their last columns, and the states of all [B,A,K,n], by those of the new ones."""
+    columns = width_of(state, key.shape[1], key.dtype)
+    return key[..., :-columns], unpacked(key[..., -columns:], state.shape[1], state.dtype)
+
+
+def _whole(call: Call, state: Tensor | None, axes: Tensor) -> Block:
+    """All of a call, as the stages see it that ask for blocks.
+
+    Args:
+        state: of all keys [B,A,K,n]. axes: positions of the queries [n,1 or B,Q], or [1 or B,Q] where they have one.
+    """
+    encoding, layout = call.encoding, call.layout
+    if encoding.has("state") and state is None:
+        raise RuntimeError(f"{type(call.module).__name__} does not hand on what it is given, which {encoding.name!r} looks at")
+    own, real = layout.own if state is not None else (layout.q_pos, None)
+    q_state, k_state = (None, None) if state is None else encoding.states(state, own, real)
+    many = axes.expand(-1, len(call.query), -1) if encoding.axes > 1 else None
+    return Block(call.query, call.key, layout.q_pos, layout.k_pos, call.scaling, None, q_state, k_state, many)
 
 
 def _as_numbers(module: nn.Module, mask: Mask, query: Tensor, key: Tensor, added: Tensor | None, causal: bool | None) -> Mask:
@@ -135,7 +171,7 @@ def _said(backend: str, mask: Mask, query: Tensor, key: Tensor) -> Mask:
 
 def _by_path(call: Call) -> tuple[Tensor, Tensor | None]:
     encoding, layout = call.encoding, call.layout
-    regions = layout.regions(encoding)
+    regions = call.regions
     call.regional = are_bounded(regions)
     path = choose(encoding, call).path
     if path == "flex":
@@ -149,7 +185,20 @@ def _by_path(call: Call) -> tuple[Tensor, Tensor | None]:
         return distance.attention(dataclasses.replace(call, query=query, key=key)), None
     if path == "columns":
         return columns.attention(call, query, key), None
-    return stock.attention(call.backend, call.module, query, key, call.value, call.mask, scaling=call.scaling, **call.kwargs)
+    return _stock(dataclasses.replace(call, query=query, key=key))
+
+
+def _stock(call: Call) -> tuple[Tensor, Tensor | None]:
+    """Attention by the kernel of the model; queries and keys may be wider than values, which fused kernels do not take."""
+    width = call.value.shape[-1]
+    spare = call.query.shape[-1] - width if call.met else 0
+    query, key, value = call.query, call.key, call.value
+    if spare > 0:
+        value = F.pad(value, (0, spare))
+    elif spare < 0:
+        query, key = F.pad(query, (0, -spare)), F.pad(key, (0, -spare))
+    output, weights = stock.attention(call.backend, call.module, query, key, value, call.mask, scaling=call.scaling, **call.kwargs)
+    return output[..., :width], weights
 
 
 def are_bounded(regions: list[Region]) -> bool:

@@ -11,12 +11,14 @@ from transformers import Cache
 
 from ..encodings import PositionalEncoding
 from ..encodings.base import at_hand, has_values
-from .cached import ENCODED, EncodedKeys, by_name, no_continuous_batching
+from ..encodings.naming import EMBEDDING
+from .cached import ENCODED, STATE, EncodedKeys, arguments_of, by_name, no_continuous_batching
 from .entry import GIVEN, PREFIX
-from .places import here
-from .positions import AXES, bound, on_axes, on_every_axis, resolve
+from .places import AXES, here
+from .positions import bound, on_axes, on_every_axis, resolve
 from .settled import Remember, Settled
 from .structured import written
+from .tokens import embedded
 
 ROTARY = "posenc_rotary"
 """Submodule of an attention, or of a part of it, that holds a rotation of its own."""
@@ -28,6 +30,7 @@ class Placed(Protocol):
     encoding: PositionalEncoding
     attribute: str
     native: bool
+    layers: tuple[int, ...]
 
 
 class BackbonePositions:
@@ -39,6 +42,7 @@ class BackbonePositions:
         settled: where the positions are left for its layers.
         hand_down: gives the backbone the positions, as its family takes them.
         change_backend: called when the user has set another attention implementation; None where no encoding acts in the attention.
+        takes_axes: the backbone takes position ids on several axes (M-RoPE).
     """
 
     def __init__(
@@ -48,9 +52,10 @@ class BackbonePositions:
         settled: Settled,
         hand_down: Callable[[Any, dict[str, Any], torch.Tensor, Sequence[str]], dict[str, Any]],
         change_backend: Callable[[str], None] | None,
+        takes_axes: bool = False,
     ):
         self.names, self.placements, self.settled = names, placements, settled
-        self.hand_down, self.change_backend = hand_down, change_backend
+        self.hand_down, self.change_backend, self.takes_axes = hand_down, change_backend, takes_axes
 
     def __call__(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs
@@ -60,8 +65,8 @@ class BackbonePositions:
                 no_continuous_batching()
         self.settled.pos = pos = resolve(kwargs)
         if on_axes(kwargs):
-            setattr(pos, AXES, kwargs["position_ids"])  # the native slot sees what it was given
-        else:
+            setattr(pos, AXES, kwargs["position_ids"])
+        if not on_axes(kwargs) or not self.takes_axes:  # else the native slot sees what it was given
             kwargs = self.hand_down(backbone, kwargs, pos, self.names)
         if backbone.training and not torch.compiler.is_compiling():
             Remember.put_in(backbone, self.settled)
@@ -71,16 +76,10 @@ class BackbonePositions:
                 getattr(backbone, placement.attribute, encoding).project()  # in the native slot: nothing
             if not encoding.any_length and has_values(pos) and not torch.compiler.is_compiling():
                 _check(encoding, pos, kwargs)
-            if encoding.has("embed") and not placement.native:
-                kwargs["inputs_embeds"] = self._embedded(backbone, kwargs, getattr(backbone, placement.attribute), pos)
+            if encoding.has(*EMBEDDING, "locate") and not placement.native:
+                live = here(getattr(backbone, placement.attribute), pos)
+                kwargs = embedded(backbone, kwargs, live, pos, placement.layers)
         return (), kwargs
-
-    def _embedded(self, backbone: Any, kwargs: dict[str, Any], encoding: Any, pos: torch.Tensor) -> torch.Tensor:
-        ids, x = kwargs.pop("input_ids", None), kwargs.get("inputs_embeds")
-        x = backbone.get_input_embeddings()(ids) if x is None else x
-        if x.ndim > 3:
-            raise ValueError("an encoding of the embeddings takes 2-D input_ids, [batch, tokens]: flatten the choices into the batch")
-        return here(encoding, pos).embed(x, pos.expand(x.shape[0], -1))
 
     def _keep_attention(self, backbone: Any, change: Callable[[str], None]) -> None:
         """A user who changes the attention backend of a patched model means the backend, not the loss of the encoding."""
@@ -167,14 +166,20 @@ class ReadableMask:
 
 
 class CachedKeys:
-    """Before the attention of one layer: let what it puts into the KV cache pass through its encoding."""
+    """Before the attention of one layer: let what it puts into the KV cache pass through its encoding, which sees what it is given."""
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if any(isinstance(x, Cache) for x in args):
-            args, kwargs = (), by_name(attention, args, kwargs)
         encoding, pos = attention.posenc_site.encoding, attention.posenc_site.settled.of(kwargs)
+        stateful, state = encoding.has("state"), None
+        if stateful or any(isinstance(x, Cache) for x in args):
+            args, kwargs = (), by_name(attention, args, kwargs)
+        if stateful:
+            x = kwargs[arguments_of(attention)[0]]
+            pos = pos.to(x.device)
+            state = here(encoding, pos).state(x, pos.expand(len(x), -1))
+            kwargs = kwargs | {STATE: state}
         held = {name: x for name, x in kwargs.items() if isinstance(x, Cache)}
         for name, cache in held.items():
             cache = getattr(cache, "self_attention_cache", cache)  # of an `EncoderDecoderCache`
-            kwargs = kwargs | {name: EncodedKeys(cache, encoding, pos), ENCODED: True}
+            kwargs = kwargs | {name: EncodedKeys(cache, encoding, pos, state), ENCODED: True}
         return args, kwargs

@@ -89,6 +89,11 @@ class Layout:
         return self.once(key_positions, lambda: key_positions(self.q_pos, self.mask, self.num_keys))
 
     @property
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Index [1 or B,Q] of each query's own key, the last that it sees, and which keys [1 or B,K] are seen by any query."""
+        return self.once("own", lambda: own_keys(self.mask, self.num_queries, self.num_keys, self.q_pos.device))
+
+    @property
     def segments(self) -> list[Segment] | None:
         """The causal problems that this one consists of; None where it does not fall apart so, or where looking would mean waiting."""
         if not at_hand(self.q_pos):
@@ -208,6 +213,20 @@ def intervals(mask: Mask, num_queries: int, num_keys: int, device: torch.device)
         parts.append((first, first + count))
     first, end = (torch.cat(x, -1) for x in zip(*parts, strict=True))
     return first, end
+
+
+def own_keys(mask: Mask, num_queries: int, num_keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Index [1 or B,Q] of the last key that each query sees, 0 if it sees none, and whether any query sees a key, [1 or B,K] bool."""
+    steps = torch.arange(num_keys, device=device)[None]
+    if mask is None:
+        own = steps[:, -1:] if num_queries == 1 else steps[:, :num_queries]
+        return own, steps <= own[:, -1:]
+    parts, any_sees = [], torch.zeros_like(steps, dtype=torch.bool)
+    for rows in blocks_of(slice(0, num_queries), max(1, SCAN_BYTES // num_keys)):
+        seen = visible(mask, rows, num_queries, num_keys, device).any(1)
+        parts.append(torch.where(seen, steps[:, None], 0).amax(-1))
+        any_sees = any_sees | seen.any(-2)
+    return torch.cat(parts, -1), any_sees
 
 
 def _same_rows(x: Tensor) -> bool:

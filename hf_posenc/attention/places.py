@@ -14,6 +14,8 @@ from ..encodings import PositionalEncoding
 
 COUNTED = "posenc_counted"
 """Attribute of positions that `positions.resolve` has counted: one apart from each token that the mask does not hide to the next."""
+AXES = "posenc_axes"
+"""Attribute of settled positions that holds the position ids of a call on their several axes."""
 HERE = "posenc_here"
 """Attribute of a tensor of position ids that holds the encodings as they are on its device."""
 
@@ -40,8 +42,9 @@ class _Copies:
             return x
         if device not in self.made:
             self.made[device] = Tensor.to(x, device)
-            if COUNTED in vars(x):
-                setattr(self.made[device], COUNTED, True)
+            for name in {COUNTED, AXES} & vars(x).keys():
+                value = vars(x)[name]
+                setattr(self.made[device], name, value.to(device) if isinstance(value, Tensor) else value)
         return self.made[device]
 
 
@@ -54,6 +57,22 @@ def here(encoding: PositionalEncoding, pos: Tensor) -> PositionalEncoding:
     if key not in known:
         known[key] = _on(encoding, pos.device)
     return known[key]
+
+
+def placed(encoding: PositionalEncoding, pos: Tensor) -> Tensor:
+    """The positions [1 or B,Q] that `encoding` asks about, [n,1 or B,Q] where it has several axes; text alone is alike on all of them.
+
+    Raises:
+        ValueError: the call has positions on fewer axes.
+    """
+    if encoding.axes == 1:
+        return pos
+    axes = getattr(pos, AXES, None)
+    if axes is None:
+        return pos[None].expand(encoding.axes, -1, -1)
+    if len(axes) < encoding.axes:
+        raise ValueError(f"{encoding.name!r} has {encoding.axes} axes, but position_ids have {len(axes)}: give them as [axes,batch,tokens]")
+    return axes[-encoding.axes :].to(pos.device)
 
 
 def _on(module: Any, device: torch.device) -> Any:

@@ -9,10 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from .cached import cache_in
-from .places import COUNTED, follow
-
-AXES = "posenc_axes"
-"""Attribute of settled positions that holds the position ids of a call on their several axes."""
+from .places import AXES, COUNTED, follow
 
 
 def resolve(arguments: dict[str, Any]) -> Tensor:
@@ -51,7 +48,8 @@ def _columns(mask: Tensor, cache: Cache | None, length: int) -> slice | Tensor:
 
 
 def on_axes(arguments: dict[str, Any]) -> bool:
-    """Whether the position ids of a call are those of M-RoPE (Qwen2-VL, arXiv:2409.12191): [3,B,Q], or [4,B,Q] with the text before."""
+    """Whether the position ids of a call have several axes, as [n,B,Q]: M-RoPE (Qwen2-VL, arXiv:2409.12191) has three, or four with the
+    text before; axes of two or more."""
     given, tokens = arguments.get("position_ids"), arguments.get("input_ids")
     return isinstance(given, Tensor) and given.ndim == 3 and (tokens is None or tokens.ndim == 2)
 

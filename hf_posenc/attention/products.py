@@ -31,6 +31,8 @@ from .seam import Interface
 
 PRODUCTS = {torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm}
 FUSED = "sdpa"
+BEYOND = ("state", "normalise", "attended", "value", "embed_text", "locate")
+"""Stages that act on more than the products."""
 
 
 class Products(Interface):
@@ -64,6 +66,11 @@ class Products(Interface):
         return Uncompiled(hook)
 
     def check(self, encoding: PositionalEncoding) -> None:
+        if found := [stage for stage in BEYOND if encoding.has(stage)]:
+            raise ValueError(
+                f"{encoding.name!r} needs the stage {found[0]!r}, which this family has no place for: it writes its attention "
+                "down, and only the products of queries and keys can be changed there"
+            )
         width, pos = encoding.geometry.head_dim, torch.zeros(1, 1, dtype=torch.long)
         with torch.device("cpu"):
             key = torch.zeros(1, encoding.geometry.num_kv_heads, 1, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..registry import Registry, suggestion
 from .naming import OVERRIDABLE, check_class
 from .naming import STAGES as STAGES
+from .pairs import Block as Block
+from .pairs import Region as Region
+from .pairs import Text as Text
 
 ENCODINGS: Registry[type[PositionalEncoding]] = Registry("encoding")
 
@@ -27,6 +30,7 @@ class Geometry:
         num_heads: query heads H.
         num_kv_heads: key-value heads G; default H.
         head_dim: width D of one head; default M / H.
+        value_dim: width V of the values of one head; default D.
         rotary_dim: dimensions of a head that the native RoPE rotates; default D.
         theta: native RoPE base.
         interleaved: RoPE pairs dimensions (0, 1), (2, 3) ... instead of (0, r/2), (1, r/2 + 1) ...
@@ -46,6 +50,7 @@ class Geometry:
     num_heads: int
     num_kv_heads: int = 0
     head_dim: int = 0
+    value_dim: int = 0
     rotary_dim: int = 0
     theta: float = 10_000.0
     interleaved: bool = False
@@ -69,6 +74,8 @@ class Geometry:
         for name, value in fill.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
+        if not self.value_dim:
+            object.__setattr__(self, "value_dim", self.head_dim)
         if not self.rotary_dim:
             object.__setattr__(self, "rotary_dim", self.head_dim)
         for name in ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "max_positions", "num_layers"):
@@ -79,35 +86,6 @@ class Geometry:
             raise ValueError(f"Geometry.rotary_dim must be an integer from 1 to head_dim ({self.head_dim}), got {self.rotary_dim!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
-
-
-class Region(NamedTuple):
-    """A set of (query, key) pairs that share one way of rotating. Regions of one encoding are disjoint; a pair in none is hidden.
-
-    Args:
-        rotate: (q [B,H,Q,D], k [B,G,K,D], q_pos [B,Q], k_pos [B,K]) -> rotated q, k. The keys come as `cached_key` made them.
-        keys: q_pos, of any shape -> (first, end), of that shape: each query's keys have positions first <= k_pos < end; None for all.
-        queries: (first, end): the queries that have pairs here have positions first <= q_pos < end; None for all.
-    """
-
-    rotate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    keys: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-    queries: tuple[int, int] | None = None
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether there are pairs that do not belong here."""
-        return self.keys is not None or self.queries is not None
-
-    def pairs(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """The pairs of queries at `q_pos` [B,Q] and keys at `k_pos` [B,K] that belong here: broadcastable to [B,1,Q,K] bool."""
-        here = torch.ones((), dtype=torch.bool, device=q_pos.device)
-        if self.queries is not None:
-            here = here & ((self.queries[0] <= q_pos) & (q_pos < self.queries[1]))[:, None, :, None]
-        if self.keys is not None:
-            first, end = (x[:, None, :, None] for x in self.keys(q_pos))
-            here = here & (first <= k_pos[:, None, None, :]) & (k_pos[:, None, None, :] < end)
-        return here
 
 
 def precise(x: Tensor, like: Tensor) -> Tensor:
@@ -156,6 +134,8 @@ class PositionalEncoding(nn.Module):
     """What it does to a block of queries is chosen by the numbers in the position tensors: torch.compile breaks the graph there."""
     takes_reach: ClassVar[bool] = False
     """`context_bias` takes `reach`, so as not to look for the largest distance in the position tensors."""
+    axes: ClassVar[int] = 1
+    """Axes of the positions that `cached_key` is given, and `Block.axes` has: [n,B,Q] where there are more than one."""
     per_layer: bool = False
     """Each layer has parameters of its own; otherwise all layers share one encoding."""
     starts_as: str = ""
@@ -170,6 +150,35 @@ class PositionalEncoding(nn.Module):
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         """Put positions `pos` [B,Q] into the token embeddings `x` [B,Q,M]."""
         return x
+
+    def embed_text(self, x: Tensor, text: Text) -> Tensor:
+        """Put positions into the token embeddings `x` [B,Q,M] of the last Q tokens of `text`, by what the tokens are."""
+        return x
+
+    def locate(self, text: Text) -> Tensor:
+        """Positions [n,B,Q] on the `axes` of the encoding of the last Q tokens of `text`, by what the tokens are."""
+        return text.pos[None, :, -text.new :]
+
+    def state(self, x: Tensor, pos: Tensor) -> Tensor:
+        """Numbers of each token at `pos` [B,Q], from the input `x` [B,Q,M] of the attention: [B,A,Q,n] float32, with A one of 1, G and H.
+
+        They lie beside the key of the token in the KV cache, and are cropped, reordered and moved with it. `Block` has them.
+        """
+        raise NotImplementedError
+
+    def increments(self, state: Tensor) -> Tensor:
+        """Of states [B,A,K,n], what is summed [B,A,K,m]: a `Block` then has the sums over all tokens up to each, itself included.
+
+        The sums may begin anywhere: only their differences mean something.
+        """
+        raise NotImplementedError
+
+    def meet(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Queries [B,H,Q,E] and keys [B,G,K,E], of any width E, whose products are the scores. Asked once for all of a call.
+
+        In place of `rotate`, for what depends on states, on several axes, or needs other widths; `block.k` is as `cached_key` made it.
+        """
+        raise NotImplementedError
 
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         """Transform queries [B,H,Q,D] at `q_pos` [B,Q] and keys [B,G,K,D] at `k_pos` [B,K]."""
@@ -200,6 +209,27 @@ class PositionalEncoding(nn.Module):
         """
         return torch.zeros((), device=q.device)
 
+    def mix(self, scores: Tensor, block: Block) -> Tensor:
+        """What softmax is to see, [B,H,Q,K], from the `scores` [B,H,Q,K] in float32 at least, biases included: they may mix heads and keys.
+
+        Scores of pairs that are not `block.seen` are any numbers, and come to nothing afterwards. Asked block by block, again in the
+        backward pass; all keys that a query sees are in its block.
+        """
+        raise NotImplementedError
+
+    def normalise(self, scores: Tensor, block: Block) -> Tensor:
+        """The weights [B,H,Q,K] of the values, in the place of a softmax of `scores` and its attention sinks; of pairs that are not
+        `block.seen` any numbers, which come to nothing afterwards."""
+        raise NotImplementedError
+
+    def value(self, v: Tensor, pos: Tensor) -> Tensor:
+        """Transform values [B,G,K,V] of tokens at `pos` [B,K]; the KV cache holds them as they were."""
+        return v
+
+    def attended(self, weights: Tensor, block: Block) -> Tensor:
+        """What is added to the attended values, [B,H,Q,V], of the `weights` [B,H,Q,K] of a block."""
+        raise NotImplementedError
+
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
         """Split the score matrix of `q_pos` [B,Q] x `k_pos` [B,K] into parts that rotate differently."""
         return [Region(self._rotate_query if self.caches == "transformed" else self.rotate)]
@@ -208,7 +238,7 @@ class PositionalEncoding(nn.Module):
         """What the KV cache holds of keys [B,G,K,D] at `pos` [1 or B,K]; further columns [B,G,K,D+n] are a state of each token.
 
         By default the rotated key, or the raw one where `caches` says so. It depends on the token and its position alone:
-        cropping, reordering and moving the cache is then always right.
+        cropping, reordering and moving the cache is then always right. An encoding of several `axes` is given `pos` [n,1 or B,K].
         """
         if self.caches == "raw" or not self.has("rotate"):
             return k
@@ -220,9 +250,9 @@ class PositionalEncoding(nn.Module):
     # -- what the engine asks -----------------------------------------------------------------------------------------
 
     @classmethod
-    def has(cls, stage: str) -> bool:
-        """Whether the class overrides `stage`."""
-        return getattr(cls, stage) is not getattr(PositionalEncoding, stage)
+    def has(cls, *stages: str) -> bool:
+        """Whether the class overrides one of `stages`."""
+        return any(getattr(cls, stage) is not getattr(PositionalEncoding, stage) for stage in stages)
 
     @classmethod
     def only(cls, stage: str) -> bool:
@@ -303,22 +333,68 @@ class PositionalEncoding(nn.Module):
         heads = torch.arange(self.geometry.num_heads, device=q_pos.device)[None, :, None, None]
         return self.bias(heads, q_pos[:, None, :, None], k_pos[:, None, None, :])
 
-    def scores(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float | None = None) -> Tensor:
+    def scores(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_pos: Tensor,
+        k_pos: Tensor,
+        scaling: float | None = None,
+        state: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """The dense definition: what softmax sees, [B,H,Q,K], before any mask, in the precision of `q`.
 
         Args:
-            q: queries [B,H,Q,D]. k: keys [B,G,K,D]. q_pos: [B,Q] and k_pos: [B,K], in tokens.
+            q: queries [B,H,Q,D]. k: keys [B,G,K,D]. q_pos: [B,Q] and k_pos: [B,K], in tokens; [n,B,Q] and [n,B,K] on several axes.
             scaling: factor on the products; default D ** -0.5.
+            state: of the keys, [B,A,K,n], for an encoding that has such; the queries are then those of the last keys.
+            seen: which pairs meet, [B or 1,H or 1,Q,K] bool, for an encoding with `mix`; by default the queries are those of the last keys.
         """
-        scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
-        stored = self.cached_key(k, k_pos)
-        scores = self.content_scores(q, stored, q_pos, k_pos, scaling)
+        block = self.block(q, k, q_pos, k_pos, scaling, state, seen)
+        q_pos, k_pos, stored, scaling = block.q_pos, block.k_pos, block.k, block.scaling
+        met = self.has("meet")
+        scores = products(*self.meet(block)) * scaling if met else self.content_scores(q, stored, q_pos, k_pos, scaling)
         if self.has("context_bias"):
             scores = scores + self.context_bias(q, stored, q_pos, k_pos, scaling).to(scores.dtype)
         if self.has("bias"):
             wide = torch.float64 if q.dtype == torch.float64 else q_pos.dtype
             scores = scores + self.bias_matrix(q_pos.to(wide), k_pos.to(wide)).to(scores.dtype)
-        return scores
+        return self.mix(scores, block) if self.has("mix") else scores
+
+    def block(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_pos: Tensor,
+        k_pos: Tensor,
+        scaling: float | None = None,
+        state: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> Block:
+        """What the stages are asked about that see a `Block`, of all queries and keys; the arguments are those of `scores`."""
+        scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
+        stored, queries, keys = self.cached_key(k, k_pos), q.shape[2], k.shape[2]
+        q_pos, k_pos, axes = (q_pos, k_pos, None) if self.axes == 1 else (q_pos[0], k_pos[0], q_pos)
+        q_state, k_state = (None, None) if state is None else self.states(state, queries)
+        seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries) if seen is None else seen
+        return Block(q, stored, q_pos, k_pos, scaling, seen, q_state, k_state, axes)
+
+    def states(self, state: Tensor, queries: int | Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What a `Block` has of the states [B,A,K,n] of all keys: those of the queries and those of the keys, or their sums.
+
+        Args:
+            queries: how many of the last keys are those of the queries, or the index [1 or B,Q] of each query's own key.
+            real: [1 or B,K] bool: the keys that count.
+        """
+        if self.has("increments"):
+            steps = self.increments(state)
+            steps = steps if real is None else torch.where(real[:, None, :, None], steps, 0)
+            state = steps.cumsum(2, dtype=widest(state.device))
+        if isinstance(queries, int):
+            return state[:, :, state.shape[2] - queries :], state
+        own = queries[:, None, :, None].expand(len(state), state.shape[1], -1, state.shape[3])
+        return state.gather(2, own), state
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in getattr(self, "options", {}).items())

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .base import PositionalEncoding, Region, create
+from .base import PositionalEncoding, create
+from .pairs import Block, Region, Text
 
 BATCH, QUERIES, KEYS = 2, 3, 7
 FAR = 1009
 """Tokens by which all positions are moved to see whether only the distance counts; a prime, so that no period hides it."""
+
+BEFORE = ("embed", "embed_text", "locate", "rotate", "cached_key", "state", "regions", "meet", "value")
+TRIED = (*BEFORE, "context_bias", "bias", "mix", "normalise", "attended")
+"""Stages, in the order of a forward pass."""
 
 _tried: set[tuple] = set()
 
@@ -38,7 +43,7 @@ def check_stages(encoding: PositionalEncoding, dtype: torch.dtype = torch.float3
     outer = torch.device(device) if device.type == "cpu" else nullcontext()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), outer:
         trial = _Trial(encoding, dtype, device)
-        for stage in ("embed", "rotate", "cached_key", "regions", "context_bias", "bias"):
+        for stage in TRIED:
             if encoding.has(stage) or stage == "cached_key":
                 getattr(trial, stage)()
         if encoding.relative:
@@ -66,6 +71,21 @@ class _Trial:
         self.q = self.wave(dtype, BATCH, g.num_heads, self.q_pos.shape[1], g.head_dim)
         self.k = self.wave(dtype, BATCH, g.num_kv_heads, keys, g.head_dim)
         self.x = self.wave(dtype, BATCH, keys, g.hidden_size)
+        self.stored, self.made_state = self.k, cast(Tensor | None, None)
+        self.states = cast(tuple[Tensor | None, Tensor | None], (None, None))
+
+    @property
+    def text(self) -> Text:
+        ids = torch.arange(self.k_pos.numel(), device=self.device).view_as(self.k_pos)
+        real = torch.ones_like(ids, dtype=torch.bool)
+        return Text(ids, self.k_pos, real, ids.shape[1], lambda ids: self.wave(self.x.dtype, *ids.shape, self.x.shape[2]))
+
+    @property
+    def block(self) -> Block:
+        queries, keys = self.q.shape[2], self.k.shape[2]
+        seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=self.device).tril(keys - queries)
+        axes = self.q_pos.expand(self.encoding.axes, -1, -1) if self.encoding.axes > 1 else None
+        return Block(self.q, self.stored, self.q_pos, self.k_pos, self.q.shape[-1] ** -0.5, seen, *self.states, axes)
 
     @property
     def length(self) -> int:
@@ -83,9 +103,68 @@ class _Trial:
         self.expect("embed", x, self.x, "[B,Q,M]")
         self.expect_effect("embed", torch.equal(x, self.x))
 
+    def embed_text(self) -> None:
+        x = self.call("embed_text", self.x, self.text)
+        self.expect("embed_text", x, self.x, "[B,Q,M]")
+        self.expect_effect("embed_text", torch.equal(x, self.x))
+
+    def locate(self) -> None:
+        axes, shape = self.call("locate", self.text), (self.encoding.axes, *self.k_pos.shape)
+        if not isinstance(axes, Tensor) or axes.shape != shape:
+            self.refuse("locate", f"must return positions of shape [n,B,Q] = {list(shape)}", axes)
+
+    def state(self) -> None:
+        state, g = self.call("state", self.x, self.k_pos), self.encoding.geometry
+        fits = isinstance(state, Tensor) and state.ndim == 4 and state.shape[::2] == self.k_pos.shape
+        if not fits or state.shape[1] not in (1, g.num_heads, g.num_kv_heads) or not state.is_floating_point():
+            shape = f"[B,A,Q,n] = [{BATCH}, A, {self.k_pos.shape[1]}, n], with A one of 1, {g.num_kv_heads} and {g.num_heads}"
+            self.refuse("state", f"must return real numbers of shape {shape}", state)
+        self.expect_numbers("state", state)
+        self.made_state = state
+        self.states = self.attempt("increments", self.encoding.states, state, self.q.shape[2])
+
+    def meet(self) -> None:
+        met = self.call("meet", self.block)
+        if not isinstance(met, tuple | list) or len(met) != 2 or not all(isinstance(x, Tensor) and x.ndim == 4 for x in met):
+            self.refuse("meet", "must return a pair of tensors [B,H,Q,E] and [B,G,K,E]", met)
+        for part, like in zip(met, (self.q, self.k), strict=True):
+            width = met[0].shape[-1]
+            if part.shape != (*like.shape[:3], width) or part.dtype != like.dtype:
+                self.refuse("meet", f"must return {_type(like.dtype)} of shape {[*like.shape[:3], width]} for such an input", part)
+            self.expect_numbers("meet", part)
+
+    def value(self) -> None:
+        v = self.wave(self.k.dtype, *self.k.shape[:3], self.encoding.geometry.value_dim)
+        self.expect("value", self.call("value", v, self.k_pos), v, "[B,G,K,V]")
+
+    def mix(self) -> None:
+        self.expect_scores("mix", self.call("mix", self.made_up_scores, self.block))
+
+    def normalise(self) -> None:
+        weights = self.call("normalise", self.made_up_scores, self.block)
+        self.expect_scores("normalise", weights)
+        if (weights < 0).any():
+            self.refuse("normalise", "must return weights of 0 or more; negative ones are among them", weights)
+
+    def attended(self) -> None:
+        weights = self.made_up_scores.softmax(-1).to(self.q.dtype)
+        like = self.wave(self.q.dtype, *self.q.shape[:3], self.encoding.geometry.value_dim)
+        self.expect("attended", self.call("attended", weights, self.block), like, "[B,H,Q,V]")
+
+    @property
+    def made_up_scores(self) -> Tensor:
+        wide = torch.promote_types(self.q.dtype, torch.float32)
+        return self.wave(wide, *self.q.shape[:3], self.k.shape[2])
+
+    def expect_scores(self, stage: str, got: Any) -> None:
+        shape = (*self.q.shape[:3], self.k.shape[2])
+        if not isinstance(got, Tensor) or not got.is_floating_point() or got.shape != shape:
+            self.refuse(stage, f"must return real numbers of shape [B,H,Q,K] = {list(shape)}", got)
+        self.expect_numbers(stage, got)
+
     def rotate(self) -> None:
         """Both sides at once; where the key goes into a cache, each side alone."""
-        alone = not self.encoding.has("regions") or (not self.encoding.has("cached_key") and self.encoding.caches == "transformed")
+        alone = not self.encoding.has("regions", "meet") or (not self.encoding.has("cached_key") and self.encoding.caches == "transformed")
         if not alone:
             return  # nothing calls it
         for rows, columns in ((slice(None), slice(0)), (slice(0), slice(None)), (slice(None), slice(None))):
@@ -96,7 +175,7 @@ class _Trial:
 
     def cached_key(self) -> None:
         for pos in (self.k_pos, self.k_pos[:1]):
-            key = self.call("cached_key", self.k, pos)
+            key = self.call("cached_key", self.k, pos if self.encoding.axes == 1 else pos.expand(self.encoding.axes, -1, -1))
             self.expect("cached_key", key[..., : self.k.shape[-1]] if isinstance(key, Tensor) else key, self.k, "[B,G,K,D] or wider")
         self.stored = key
 
@@ -142,7 +221,9 @@ class _Trial:
 
     def distance_alone(self) -> None:
         """That the scores of the keys that a query sees stay when all positions are moved."""
-        here, there = (self.attempt("scores", self.encoding.scores, self.q, self.k, self.q_pos + d, self.k_pos + d) for d in (0, FAR))
+        axes, state = self.encoding.axes, self.made_state
+        both = ([pos + d if axes == 1 else (pos + d).expand(axes, -1, -1) for pos in (self.q_pos, self.k_pos)] for d in (0, FAR))
+        here, there = (self.attempt("scores", partial(self.encoding.scores, state=state), self.q, self.k, *pos) for pos in both)
         seen = self.k_pos[:, None, None, :] <= self.q_pos[:, None, :, None]
         self.expect_same("scores", here.masked_fill(~seen, 0), there.masked_fill(~seen, 0))
 

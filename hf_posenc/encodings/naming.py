@@ -7,8 +7,15 @@ from collections.abc import Iterator
 
 from torch import nn
 
-STAGES = ("embed", "rotate", "bias", "context_bias", "regions")
-OVERRIDABLE = (*STAGES, "cached_key")
+BY_BLOCK = ("context_bias", "mix", "normalise", "attended")
+"""Stages that need the numbers of a block of queries and its keys."""
+SCORING = ("bias", "regions", *BY_BLOCK)
+"""Stages that no kernel has by itself."""
+EMBEDDING = ("embed", "embed_text")
+"""Stages that act on the embeddings."""
+STAGES = (*EMBEDDING, "rotate", "meet", "value", *SCORING)
+"""Any of which makes an encoding."""
+OVERRIDABLE = (*STAGES, "cached_key", "state", "increments", "locate")
 ALIKE = 0.8
 """How like a stage a name must be, from 0 to 1, to be taken for a slip."""
 

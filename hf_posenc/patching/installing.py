@@ -15,6 +15,7 @@ from ..attention.documents import hook_documents
 from ..attention.entry import EncodingSite
 from ..attention.hooks import ROTARY, BackbonePositions, CachedKeys, PartRotation, ReadableMask, TablePositions
 from ..attention.settled import Forget, Remember
+from ..attention.tokens import READING, CachedTokens
 from ..encodings import PositionalEncoding
 from ..verdict import avoided
 from .configuration import configure, own_config, restore, share, stock_config
@@ -91,12 +92,15 @@ def _put_in(record: Patch, placement: Placement) -> None:
     if not placement.native:
         for i in placement.layers:
             _keep_choosing(record, i)
+    if placement.encoding.has(*READING):
+        first, hook = record.attentions[placement.layers[0]], CachedTokens(record.settled)
+        record.handles.append(first.register_forward_pre_hook(record.architecture.seam.around(hook), with_kwargs=True))
     if placement.in_attention:
         avoid, seam = avoided(placement.request.name, record.device), record.architecture.seam
         for i in placement.layers:
             attention = record.attentions[i]
             attention.posenc_site = EncodingSite(record.backbone, placement.attribute, record.settled, avoid)
-            if record.architecture.caches_keys and changes_keys(placement.encoding):
+            if placement.encoding.has("state") or (record.architecture.caches_keys and changes_keys(placement.encoding)):
                 record.handles.append(attention.register_forward_pre_hook(seam.around(CachedKeys()), with_kwargs=True))
             record.handles += seam.hook(attention)
 
@@ -130,7 +134,8 @@ def _hook_backbone(record: Patch) -> None:
     if alone or any(not p.native or p.in_table for p in record.placements):
         names = arguments_of(record.backbone)
         follow = partial(change_backend, record) if any(p.in_attention for p in record.placements) else None
-        hook = BackbonePositions(names, record.placements, record.settled, record.architecture.hand_down, follow)
+        takes_axes = hasattr(record.native, "mrope_section")
+        hook = BackbonePositions(names, record.placements, record.settled, record.architecture.hand_down, follow, takes_axes)
         around = record.architecture.seam.around
         record.handles.append(record.backbone.register_forward_pre_hook(around(hook), with_kwargs=True))
         record.handles.append(record.backbone.register_forward_hook(around(Forget(record.settled)), always_call=True))

@@ -9,8 +9,10 @@ import torch
 
 from ..attention.columns import WIDEST
 from ..attention.columns import WIDTH as COLUMNS
+from ..attention.tokens import READING
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.contract import check_stages
+from ..encodings.naming import SCORING
 from .record import Patch, Placement, Request, attribute_name
 
 
@@ -56,6 +58,8 @@ def _place(record: Patch, request: Request, layers: tuple[int, ...], index: int,
     slot_used = all(architecture.uses_slot(record.attentions[i]) for i in layers)
     native = native_slot and slot_used and architecture.can_hold(encoding)
     if not native:
+        if not architecture.caches_keys and encoding.has("state", *READING):
+            raise ValueError(f"{encoding.name!r} keeps a state beside each key in the KV cache, but this family caches no keys (MLA)")
         architecture.check_encoding(record.backbone, encoding)
         architecture.seam.check(encoding)
     return Placement(request, layers, encoding, attribute_name(index), native)
@@ -83,7 +87,7 @@ def check_backend(record: Patch, backend: str, placements: Sequence[Placement]) 
 
 def _cannot_carry(record: Patch, backend: str, encoding: PositionalEncoding) -> str:
     """Why not, in words that go on from "cannot carry"; nothing if it can."""
-    scores = [stage for stage in ("bias", "context_bias", "regions") if encoding.has(stage)]
+    scores = [stage for stage in SCORING if encoding.has(stage)]
     seam = record.architecture.seam
     if backend in seam.scores or (backend in seam.flash and not scores):
         return ""

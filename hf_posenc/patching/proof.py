@@ -26,6 +26,7 @@ from ..attention.cached import arguments_of, cache_in
 from ..attention.probe import Handed
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.base import products
+from ..encodings.naming import EMBEDDING
 from ..encodings.rotary.rope import BY_LENGTH
 from .configuration import configs_in, own_config
 from .installing import apply, install, uninstall
@@ -260,10 +261,10 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
         raise ValueError(f"with {names} {_name(subject)} gives numbers that are not finite")
     if any(p.in_table for p in placements):
         return  # the table in the slot of a table is the family's own way
-    if any(p.encoding.has("embed") for p in placements):
+    if any(p.encoding.has(*EMBEDDING) for p in placements):
         _prove_embedding(subject, names)
     with _with(subject, [_nowhere(subject)]):
-        free = _look(subject, embedded=[p.encoding for p in placements if p.encoding.has("embed")])
+        free = _look(subject, embedded=[p.encoding for p in placements if p.encoding.has(*EMBEDDING)])
     placed = {i: p for p in placements for i in p.layers}
     for i, handed in seen.items():
         rotation = native[i] if i not in placed else placed[i].encoding if placed[i].native else None

@@ -16,7 +16,7 @@ from ..architectures.slots import Group
 from ..attention.entry import PREFIX
 from ..attention.settled import Settled
 from ..encodings import Geometry, PositionalEncoding, create
-from ..encodings.base import STAGES
+from ..encodings.naming import EMBEDDING, STAGES
 
 RECORD = "posenc_patch"
 """Attribute of a backbone that holds its `Patch`."""
@@ -53,7 +53,7 @@ class Placement:
 
     @property
     def in_attention(self) -> bool:
-        return not self.native and any(self.encoding.has(stage) for stage in STAGES if stage != "embed")
+        return not self.native and any(self.encoding.has(stage) for stage in STAGES if stage not in EMBEDDING)
 
 
 class Patch:
@@ -120,7 +120,7 @@ class Patch:
 
         While a model is built to be loaded it is on the meta device, but for numbers that some families draw (DiffLlama).
         """
-        attentions = [self.attentions[i] for i in placement.layers if placement.in_attention and not placement.encoding.has("embed")]
+        attentions = [self.attentions[i] for i in placement.layers if placement.in_attention and not placement.encoding.has(*EMBEDDING)]
         places = {_place(attention) for attention in attentions}
         return places.pop() if len(places) == 1 and self.device.type != "meta" else self.device
 

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from tiny import scores_of
 
 from hf_posenc.encodings import ENCODINGS, Geometry, PositionalEncoding, create, options_of, register
 
@@ -24,7 +25,7 @@ def precise_buffers(encoding):
 def test_relative_means_that_only_the_distance_counts(geometry, random_qk, name):
     encoding = build(name, geometry)
     q, k, pos = random_qk(geometry, 40)
-    scores, moved = encoding.scores(q, k, pos, pos), encoding.scores(q, k, pos + 1009, pos + 1009)  # prime: no period hides
+    scores, moved = scores_of(encoding, q, k, pos, pos), scores_of(encoding, q, k, pos + 1009, pos + 1009)  # prime: no period hides
     moves = not torch.allclose(scores.tril(), moved.tril(), rtol=0, atol=1e-8)
     x = torch.zeros(2, 4, geometry.hidden_size)
     moves |= not torch.equal(encoding.embed(x, pos[:, :4]), encoding.embed(x, pos[:, 4:8]))
@@ -50,7 +51,7 @@ def test_half_precision_does_not_touch_buffers(geometry, name, dtype):
     assert all(after[n].dtype == torch.float32 and torch.equal(after[n], before[n]) for n in before)
     assert all(p.dtype == dtype for p in encoding.parameters())
     q, k, pos = torch.randn(1, 4, 5, 8, dtype=dtype), torch.randn(1, 2, 5, 8, dtype=dtype), torch.arange(5)[None]
-    assert encoding.scores(q, k, pos, pos).dtype == dtype
+    assert scores_of(encoding, q, k, pos, pos).dtype == dtype
     assert encoding.embed(torch.randn(1, 5, 32, dtype=dtype), pos).dtype == dtype
 
 
@@ -59,8 +60,8 @@ def test_scores_in_half_precision_are_those_in_float64(geometry, random_qk, name
     encoding = build(name, geometry)
     q, k, pos = random_qk(geometry, 12)
     pos = pos + 3000
-    exact = encoding.scores(q, k, pos, pos)
-    half = encoding.scores(q.bfloat16(), k.bfloat16(), pos, pos)
+    exact = scores_of(encoding, q, k, pos, pos)
+    half = scores_of(encoding, q.bfloat16(), k.bfloat16(), pos, pos)
     torch.testing.assert_close(half.tril().double(), exact.tril(), rtol=0.05, atol=0.15)
 
 
@@ -84,12 +85,12 @@ def test_buffers_stay_out_of_the_state(geometry, name):
 def test_a_copy_is_independent(geometry, random_qk, name):
     encoding = build(name, geometry)
     q, k, pos = random_qk(geometry, 10)
-    before = encoding.scores(q, k, pos, pos)
+    before = scores_of(encoding, q, k, pos, pos)
     twin = copy.deepcopy(encoding)
-    assert torch.equal(twin.scores(q, k, pos, pos), before)
+    assert torch.equal(scores_of(twin, q, k, pos, pos), before)
     for tensor in (*twin.parameters(), *twin.buffers()):
         tensor.data.add_(1.0)
-    assert torch.equal(encoding.scores(q, k, pos, pos), before)
+    assert torch.equal(scores_of(encoding, q, k, pos, pos), before)
     assert twin.options == encoding.options
 
 
@@ -171,7 +172,7 @@ def test_users_register_their_own(geometry, random_qk):
             register("half_distance")(type("Other", (HalfDistance,), {}))
         q, k, pos = random_qk(geometry, 6)
         encoding = create("half_distance", geometry, slope=2.0)
-        difference = encoding.scores(q, k, pos, pos) - create("nope", geometry).scores(q, k, pos, pos)
+        difference = scores_of(encoding, q, k, pos, pos) - create("nope", geometry).scores(q, k, pos, pos)
         torch.testing.assert_close(difference[1, 3], -2.0 * (torch.arange(6.0)[:, None] - torch.arange(6.0)).double())
         assert encoding.has("bias") and not encoding.has("rotate")
         assert repr(encoding) == "HalfDistance(slope=2.0)"

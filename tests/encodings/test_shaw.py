@@ -57,7 +57,8 @@ def test_layers_start_apart(geometry):
 
 def test_vectors_at_zero_start_as_none():
     encoding, logits = started("shaw", init="zero")
-    assert encoding.starts_as == "nope" and torch.equal(logits, started("nope")[1])
+    assert encoding.starts_as == "nope"
+    torch.testing.assert_close(logits, started("nope")[1])
 
 
 @pytest.mark.parametrize("max_distance", [0, -1, 2.0, True])
@@ -66,3 +67,16 @@ def test_bad_options(geometry, max_distance):
         create("shaw", geometry, max_distance=max_distance)
     with pytest.raises(ValueError, match="init is one of xavier, zero"):
         create("shaw", geometry, init=0)
+
+
+def test_values(geometry, random_qk):
+    """Eq. 3: what a token attends to has the vector of its distance added to it."""
+    shaw = create("shaw", geometry, max_distance=3).double()
+    q, k, pos = random_qk(geometry, 9)
+    weights = torch.rand(2, 4, 9, 9, dtype=torch.float64)
+    expected = torch.stack(
+        [sum(weights[:, :, i, j, None] * shaw.value_table[min(max(i - j, 0), 3)] for j in range(9)) for i in range(9)], 2
+    )
+    torch.testing.assert_close(shaw.attended(weights, shaw.block(q, k, pos, pos)), expected)
+    without = create("shaw", geometry, values=False)
+    assert not without.attended(weights, without.block(q, k, pos, pos)).any()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import options_for
+from tiny import options_for, scores_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from waiting import COPIES, LOOKS, Calls
@@ -24,7 +24,7 @@ def run(encoding, q, k, q_pos, k_pos):
     """Every stage, as the engine calls them; a block of the bias alone."""
     x = torch.zeros(*k_pos.shape, encoding.geometry.hidden_size, device=q.device)
     encoding.embed(x, k_pos)
-    scores = encoding.scores(q, k, q_pos, k_pos)
+    scores = scores_of(encoding, q, k, q_pos, k_pos)
     if encoding.has("context_bias"):
         reach = {"reach": 24} if encoding.takes_reach else {}
         encoding.context_bias(q, encoding.cached_key(k, k_pos), q_pos, k_pos, 1.0, **reach)

@@ -3,42 +3,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..base import Geometry, PositionalEncoding, precise, register
-from ..options import LONGEST_TABLE, count, one_of
+from ..base import Block, Geometry, PositionalEncoding, precise, register
+from ..options import LONGEST_TABLE, count, flag, one_of
 
 STARTS = ("xavier", "zero")
 
 
 @register("shaw")
 class Shaw(PositionalEncoding):
-    """Relative position representations (Shaw et al., 2018, arXiv:1803.02155, eq. 4).
+    """Relative position representations (Shaw et al., 2018, arXiv:1803.02155, eq. 3 and 4).
 
-    score(i, j) = q_i (k_j + a[min(i - j, K)]) / sqrt(D), one learned vector a distance, shared by the heads of a layer.
+    score(i, j) = q_i (k_j + a[min(i - j, K)]) / sqrt(D), and token i attends to the values v_j + b[min(i - j, K)]: two learned vectors a
+    distance, shared by the heads of a layer.
 
     Args:
-        max_distance: K in tokens; all greater distances share the last vector.
+        max_distance: K in tokens; all greater distances share the last vectors.
+        values: whether there are vectors b for the values.
         init: "xavier" uniform vectors, or "zero".
 
-    Needs training. Differs from the paper: only the keys are changed, not the values (there eq. 3); and no vectors for keys after
-    the query, which a decoder does not see.
+    Needs training. Differs from the paper: no vectors for keys after the query, which a decoder does not see.
     """
 
     relative = True
     per_layer = True
     needs_training = "pretraining or fine-tuning"
 
-    def __init__(self, geometry: Geometry, *, max_distance: int = 16, init: str = "xavier"):
+    def __init__(self, geometry: Geometry, *, max_distance: int = 16, values: bool = True, init: str = "xavier"):
         super().__init__(geometry)
-        self.max_distance = count("max_distance", max_distance, at_most=LONGEST_TABLE)
-        self.table = nn.Parameter(torch.zeros(self.max_distance + 1, geometry.head_dim))
+        rows = 1 + count("max_distance", max_distance, at_most=LONGEST_TABLE)
+        self.table = nn.Parameter(torch.zeros(rows, geometry.head_dim))
+        self.value_table = nn.Parameter(torch.zeros(rows, geometry.value_dim)) if flag("values", values) else None
         if one_of("init", init, STARTS) == "zero":
             self.starts_as = "nope"
         else:
-            nn.init.xavier_uniform_(self.table)
+            for table in self.parameters():
+                nn.init.xavier_uniform_(table)
 
     def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
         by_distance = precise(q, q) @ precise(self.table, q).T * scaling
         return at_distance(by_distance, q_pos, k_pos)
+
+    def attended(self, weights: Tensor, block: Block) -> Tensor:
+        if self.value_table is None:
+            return weights.new_zeros(*weights.shape[:3], self.geometry.value_dim)
+        distance = distances(block.q_pos, block.k_pos, len(self.value_table)).expand_as(weights)
+        by_distance = weights.new_zeros(*weights.shape[:3], len(self.value_table)).scatter_add(-1, distance, weights)
+        return by_distance @ self.value_table.to(weights)
+
+
+def distances(q_pos: Tensor, k_pos: Tensor, length: int) -> Tensor:
+    """From queries at `q_pos` [B,Q] to keys at `k_pos` [B,K]: [B,1,Q,K], those beyond either end as 0 or length - 1."""
+    return (q_pos[:, :, None] - k_pos[:, None, :]).clamp(0, length - 1)[:, None]
 
 
 def at_distance(by_distance: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
@@ -46,5 +61,4 @@ def at_distance(by_distance: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
 
     A distance beyond either end takes the number at that end.
     """
-    distance = (q_pos[:, :, None] - k_pos[:, None, :]).clamp(0, by_distance.shape[-1] - 1)
-    return by_distance.gather(-1, distance[:, None].expand(*by_distance.shape[:3], -1))
+    return by_distance.gather(-1, distances(q_pos, k_pos, by_distance.shape[-1]).expand(*by_distance.shape[:3], -1))
