@@ -9,6 +9,7 @@ from tiny import options_for, tiny_model
 import hf_posenc
 from hf_posenc.attention.choice import BACKENDS, FLEX_DEVICES, Prospect, choose
 from hf_posenc.encodings import ENCODINGS, Geometry
+from hf_posenc.encodings.naming import BY_BLOCK, SCORING
 
 GPU = Prospect("sdpa", "cuda", torch.bfloat16, regional=False)
 
@@ -25,9 +26,9 @@ def chosen(name, prospect=GPU, **changes):
 def test_on_an_accelerator_nothing_goes_by_block_that_flex_attention_can_do(name, backend, place, learning):
     cls, found = ENCODINGS[name], chosen(name, backend=backend, place=place, learning=learning)
     assert found.why
-    if not any(cls.has(stage) for stage in ("bias", "context_bias", "regions")):
+    if not cls.has(*SCORING):
         assert found.path == "stock"
-    elif cls.has("context_bias") or cls.data_dependent:
+    elif cls.has(*BY_BLOCK) or cls.data_dependent:
         assert found.path == "blocks"
     elif learning and (place == "mps" or name == "fire"):
         assert found.path == "blocks"  # no backward pass there; every score would add to the same few gradients

@@ -29,9 +29,11 @@ from hf_posenc.attention.dense import by_group
 from hf_posenc.attention.entry import posenc_attention
 from hf_posenc.attention.masks import key_positions
 from hf_posenc.attention.positions import COUNTED
-from hf_posenc.encodings import ENCODINGS, Geometry, Region
+from hf_posenc.encodings import ENCODINGS, Geometry, Region, naming
 
-SCORING = [n for n in hf_posenc.list_encodings() if {"bias", "context_bias", "regions"} & set(hf_posenc.describe(n).stages)]
+BEYOND = ("meet", "mix", "normalise", "attended")
+"""Stages of which the definition below knows nothing; what they do is done alike on every device, by block or in the stock kernel."""
+SCORING = [n for n in hf_posenc.list_encodings() if ENCODINGS[n].has(*naming.SCORING) and not ENCODINGS[n].has(*BEYOND)]
 LENGTH, NATIVE = 200, 96
 
 
@@ -104,7 +106,7 @@ def dense(encoding, q, k, v, q_pos, k_pos, seen, numbers=0.0, softcap=None, sink
 def expected_path(name, grad, regional):
     """What an accelerator does, from what the encoding declares."""
     cls = OWN.get(name) or ENCODINGS[name]
-    if cls.has("context_bias") or (cls.data_dependent and regional):
+    if cls.has(*naming.BY_BLOCK) or (cls.data_dependent and regional):
         return "blocks"
     if not cls.has("bias") and not regional:
         return "stock"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention.entry import posenc_attention
 from ..encodings import PositionalEncoding
-from ..encodings.base import by_group
+from ..encodings.definition import attention
 from .rows import Rows, layouts
 from .subject import PASSES, Subject
 
@@ -103,17 +103,9 @@ def by_definition(subject: Subject, encoding: PositionalEncoding, rows: Rows, sa
     twin = copy.deepcopy(encoding).to("cpu", torch.float64)
     inputs = [x.double().requires_grad_() for x in sample.inputs]
     q, k, v, *sinks = inputs
+    more: dict[str, Any] = {"state": subject.state(twin, k), "softcap": subject.softcap, "sinks": sinks[0] if sinks else None}
     with torch.enable_grad():
-        scores = twin.scores(q, k, rows.pos, rows.pos)
-        if subject.softcap is not None:
-            content = twin.content_scores(q, twin.cached_key(k, rows.pos), rows.pos, rows.pos)
-            capped = scores - content + subject.softcap * torch.tanh(content / subject.softcap)
-            scores = torch.where(content.isfinite(), capped, -torch.inf)
-        scores = scores.masked_fill(~rows.seen, -torch.inf)
-        if sinks:
-            scores = torch.cat((scores, sinks[0][:, None, None].expand(len(q), -1, len(scores[0, 0]), 1)), -1)
-        weights = scores.softmax(-1).nan_to_num(0.0)[..., : k.shape[2]]  # padding sees nothing
-        output = by_group(weights, v).transpose(1, 2)
+        output = attention(twin, q, k, v, rows.pos, rows.pos, rows.seen, **more)
         return output.detach(), sample.gradients(output, inputs, twin)
 
 
@@ -128,6 +120,7 @@ def difference(
     if what == "decoding":
         q, pos, wanted, real = q[:, :, -1:], pos[:, -1:], wanted[:, -1:], real[:, -1:]
     more: dict[str, Any] = {"softcap": subject.softcap, "s_aux": sinks[0] if sinks else None, "sliding_window": rows.window}
+    more |= subject.handed(encoding, k)
     mask, site = rows.mask(subject.config, q.detach(), k.detach()), subject.site(encoding)
     with torch.set_grad_enabled(learning):
         output = posenc_attention(subject.backend, site, q, k, v, mask, position_ids=pos.to(subject.device), **more)[0]

@@ -31,8 +31,9 @@ def costs(subject: Subject, labels: Sequence[str], length: int) -> tuple[dict[st
     mask = create_causal_mask(subject.config, q[:, 0], None, None)
 
     def call(label: str) -> Call:
-        site = subject.site(None if label == STOCK else subject.encoding(label, length, NATIVE))
-        return lambda: posenc_attention(subject.backend, site, q, k, v, mask, position_ids=pos)
+        encoding = None if label == STOCK else subject.encoding(label, length, NATIVE)
+        site, more = subject.site(encoding), {} if encoding is None else subject.handed(encoding, k)
+        return lambda: posenc_attention(subject.backend, site, q, k, v, mask, position_ids=pos, **more)
 
     calls = {label: call(label) for label in (STOCK, *labels)}
     failed = []

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ..attention import PREFIX, EncodingSite
+from ..attention.cached import STATE
 from ..attention.choice import Choice, Prospect, choose
 from ..attention.entry import are_bounded
 from ..benchmarking import reaching
 from ..encodings import ENCODINGS, Geometry, PositionalEncoding, create, options_of
+from ..encodings.naming import EMBEDDING, STAGES
 from ..patching import patch_of
 from ..variants import name_of, own_options
 
 LLAMA_LIKE: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 1}
 PASSES = ("forward", "backward", "decoding")
-IN_ATTENTION = ("rotate", "regions", "bias", "context_bias")
+IN_ATTENTION = tuple(stage for stage in STAGES if stage not in EMBEDDING)
 """Stages of which an encoding has one or more if the attention function serves it."""
 
 
@@ -106,6 +108,18 @@ class Subject:
         g, generator = self.geometry, torch.Generator(device).manual_seed(1)
         heads = (g.num_heads, g.num_kv_heads, g.num_kv_heads)
         return [torch.randn(batch, n, length, g.head_dim, generator=generator, device=device, dtype=self.dtype) for n in heads]
+
+    def state(self, encoding: PositionalEncoding, k: Tensor) -> Tensor | None:
+        """What an encoding with states says of the tokens of keys [B,G,L,D], from random inputs."""
+        if not encoding.has("state"):
+            return None
+        x = torch.randn(len(k), k.shape[2], self.geometry.hidden_size, generator=torch.Generator().manual_seed(3)).to(k)
+        return encoding.state(x, torch.arange(k.shape[2], device=k.device).expand(len(k), -1))
+
+    def handed(self, encoding: PositionalEncoding, k: Tensor) -> dict[str, Any]:
+        """What the attention function is handed beside the numbers of the heads."""
+        state = self.state(encoding, k)
+        return {} if state is None else {STATE: state}
 
     def choice(self, encoding: PositionalEncoding, length: int, what: str = "forward") -> Choice:
         """The path of a pass over a text of so many tokens."""
