@@ -9,6 +9,8 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 import hf_posenc
+from hf_posenc.encodings import ENCODINGS
+from hf_posenc.encodings.rotary.rope import RoPE
 from hf_posenc.patching import patch_of
 
 both = pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -122,3 +124,26 @@ def test_an_option_may_share_one():
     assert [p.layers for p in patch_of(model).placements] == [(0, 1)]
     hf_posenc.patch(model, "fire")
     assert [p.layers for p in patch_of(model).placements] == [(0,), (1,)]
+
+
+class OwnPace(RoPE):
+    """A RoPE that is slower in each further head, and half as fast in each further layer."""
+
+    name = "own_pace"
+    per_layer = True
+
+    def inverse_frequencies(self):
+        paces = 0.5**self.geometry.layer / torch.arange(1, self.geometry.num_kv_heads + 1)
+        return paces[:, None] * super().inverse_frequencies()
+
+
+@torch.no_grad()
+def test_frequencies_of_a_layer_and_of_a_head(ids, monkeypatch):
+    monkeypatch.setitem(ENCODINGS._entries, OwnPace.name, OwnPace)
+    model = hf_posenc.patch(tiny_model("llama"), OwnPace.name, layers="all")
+    assert [(p.native, p.encoding.geometry.layer) for p in patch_of(model).placements] == [(False, 0), (False, 1)]
+    first, second = (encoding.inv_freq for encoding in encodings(model))
+    assert first.shape == (2, 8) and torch.equal(first, 2 * second)
+    full, head = model(ids).logits, model(ids[:, :9], use_cache=True)
+    tail = model(ids[:, 9:], past_key_values=head.past_key_values).logits
+    torch.testing.assert_close(torch.cat((head.logits, tail), 1), full, rtol=1e-4, atol=1e-5)

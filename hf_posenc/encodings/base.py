@@ -39,6 +39,8 @@ class Geometry:
         max_positions: context length the model was trained for, in tokens.
         num_layers: layers in the model.
         layer_types: per layer, "full_attention" or "sliding_attention"; default all full.
+        layer: index of the layer that the encoding is for, the first where it is for several: only what is `per_layer` may ask. Geometries
+            that differ in nothing else are equal.
         rope_type: native scaling scheme under its transformers name; "default" when there is none.
         rope_parameters: parameters of that scheme, as (key, value) pairs.
         frequencies: native inverse frequencies in radians per token, float32 values; default theta^(-2k/r).
@@ -59,6 +61,7 @@ class Geometry:
     max_positions: int = 2048
     num_layers: int = 1
     layer_types: tuple[str, ...] = ()
+    layer: int = dataclasses.field(default=0, compare=False, repr=False)
     rope_type: str = "default"
     rope_parameters: tuple[tuple[str, Any], ...] = ()
     frequencies: tuple[float, ...] | None = None

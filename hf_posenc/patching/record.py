@@ -160,7 +160,8 @@ class Patch:
         config, native = self.native_config(), self.native
         if any(buffer.is_meta for buffer in native.buffers()):
             native = self.architecture.fresh(native, config)
-        return self.architecture.geometry(self.architecture.config_of(config, layer), native, self.group(layer))
+        geometry = self.architecture.geometry(self.architecture.config_of(config, layer), native, self.group(layer))
+        return dataclasses.replace(geometry, layer=layer)
 
     def rotation(self, layer: int) -> PositionalEncoding:
         """The rotation that stands on the geometry of `layer`: the native one, its frequencies as they are, where it has one."""

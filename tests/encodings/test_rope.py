@@ -8,6 +8,7 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
 
 from hf_posenc.encodings import Geometry, create
+from hf_posenc.encodings.rotary.rope import RoPE
 
 
 def test_half_layout_equals_llama(released, llama_rotary):
@@ -106,3 +107,34 @@ def test_angles_of_a_long_text_are_not_kept(geometry):
     rope, pos = create("rope", geometry), torch.arange(5000)[None]
     rope.rotate_one(torch.randn(1, 4, 5000, 8), pos)
     assert not vars(pos).get("posenc_kept")
+
+
+class OwnPace(RoPE):
+    """A RoPE that is slower in each further head, and half as fast in each further layer."""
+
+    name = "own_pace"
+    per_layer = True
+
+    def inverse_frequencies(self):
+        paces = 0.5**self.geometry.layer / torch.arange(1, self.geometry.num_kv_heads + 1)
+        return paces[:, None] * super().inverse_frequencies()
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_each_key_head_may_have_frequencies_of_its_own(geometry, random_qk, rotary_scores, layer):
+    q, k, pos = random_qk(geometry, 7)
+    own = OwnPace(dataclasses.replace(geometry, layer=layer))
+    own.reset_buffers()
+    scores = own.scores(q, k, pos, pos)
+    for head in range(4):
+        group = head // 2
+        expected = rotary_scores(
+            q[:, [head]], k[:, [group]], lambda i, j, g=group: [(i - j) * 10_000.0 ** (-n / 4) / 2**layer / (g + 1) for n in range(4)]
+        )
+        torch.testing.assert_close(scores[:, [head]], expected, rtol=0, atol=1e-6)
+    assert own.frequencies() is None
+
+
+def test_the_layer_makes_no_other_geometry(geometry):
+    second = dataclasses.replace(geometry, layer=1)
+    assert (second, repr(second), hash(second)) == (geometry, repr(geometry), hash(geometry))

@@ -40,16 +40,22 @@ def once(pos: Tensor, key: tuple, make: Callable[[], Any]) -> Any:
 def cos_sin(pos: Tensor, inv_freq: Tensor, factor: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine [B,1,T,n] of the angles pos [B,T] * inv_freq [n], times `factor`, in the precision that suits `like`.
 
-    `inv_freq` is [B,1,1,n] where each row of the batch has its own.
+    `inv_freq` is [G,n] where each key-value head has its own, and so are then the cosines: [B,G,T,n]; it is [B,1,1,n] where each
+    row of the batch has its own.
     """
     wide = precise(like[..., :0], like).dtype
-    angle = _exact(pos)[:, None, :, None] * precise(inv_freq, like)
+    angle = _exact(pos)[:, None, :, None] * precise(inv_freq[:, None] if inv_freq.ndim == 2 else inv_freq, like)
     return angle.cos().to(wide) * factor, angle.sin().to(wide) * factor
 
 
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, geometry: Geometry) -> Tensor:
-    """Turn 2n dimensions of x [B,H,T,D], those that the model rotates itself, by the angles of `cos_sin`."""
+    """Turn 2n dimensions of x [B,H,T,D], those that the model rotates itself, by the angles of `cos_sin`.
+
+    Where these are [B,G,T,n], each serves H / G heads that follow each other.
+    """
     n = 2 * cos.shape[-1]
+    if 1 < cos.shape[1] < x.shape[1]:
+        cos, sin = (angle.repeat_interleave(x.shape[1] // cos.shape[1], 1) for angle in (cos, sin))
     sin = -sin if geometry.backwards else sin
     if geometry.rotates_last and n < x.shape[-1]:
         return torch.cat((x[..., :-n], _turned(x[..., -n:], cos, sin, geometry.interleaved)), -1)
@@ -105,7 +111,10 @@ class RoPE(PositionalEncoding):
             raise ValueError(scaled_already(self.name, geometry))
 
     def inverse_frequencies(self) -> Tensor:
-        """Radians per token of each pair, [r/2] float32. Variants override this and nothing else."""
+        """Radians per token of each pair, [r/2] float32. Variants override this and nothing else.
+
+        An encoding that is `per_layer` may have other ones for each key-value head, [G,r/2]: the queries of its group are turned alike.
+        """
         if self.theta == self.geometry.theta and self.dim == self.geometry.rotary_dim:
             return native_frequencies(self.geometry)
         return power_frequencies(self.theta, self.dim)
@@ -126,7 +135,7 @@ class RoPE(PositionalEncoding):
         return turn_pairs(x, cos, sin, self.geometry)
 
     def frequencies(self) -> tuple[Tensor, float] | None:
-        return self.inv_freq, self.attention_factor
+        return (self.inv_freq, self.attention_factor) if self.inv_freq.ndim == 1 else None
 
     def rope_parameters(self):
         if self.geometry.rope_type != "default":
