@@ -66,7 +66,7 @@ LAYOUTS = {
 def patched(arch, name, backend="sdpa", native=NATIVE, reach=2 * LENGTH, **changes):
     """A model of two layers whose windows and encodings have edges within `LENGTH`; None for a name leaves it stock."""
     window = {"sliding_window": WINDOW} if arch not in ("llama", "gpt2") else {}
-    if name == "dynamic_ntk":  # every further token is a region
+    if name is not None and "step" in hf_posenc.describe(name).options:  # every further token is a region
         native = max(native, LENGTH - 12)
     model = tiny_model(arch, attn_implementation=backend, max_position_embeddings=native, **window, **changes)
     if name is None:

@@ -63,10 +63,13 @@ def test_refuses_a_scaled_model(yarned):
         create("dynamic_ntk", yarned, factor=2.0)
 
 
-@pytest.mark.parametrize("name, options", [("dynamic_ntk", {}), ("dynamic_ntk", {"step": 1}), ("longrope", {})])
+@pytest.mark.parametrize(
+    "name, options",
+    [("dynamic_ntk", {"factor": 4.0}), ("dynamic_ntk", {"factor": 4.0, "step": 1}), ("dynamic_yarn", {}), ("longrope", {"factor": 4.0})],
+)
 def test_a_row_of_one_query_has_the_numbers_of_a_pass_over_the_text(name, options):
     """To the bit: whatever is decoded beside it, and however long the text that it was evaluated in."""
-    encoding = create(name, Geometry(hidden_size=512, num_heads=4, theta=500_000.0, max_positions=256), factor=4.0, **options)
+    encoding = create(name, Geometry(hidden_size=512, num_heads=4, theta=500_000.0, max_positions=256), **options)
     k = torch.randn(2, 4, 3, 128)
     for rows in ([255, 256], [303, 777], [0, 1024]):
         q_pos = torch.tensor(rows)[:, None]

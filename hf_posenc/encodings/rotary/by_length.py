@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..base import Region, at_hand, has_values
+from ..base import Geometry, Region, at_hand, has_values
+from ..options import count
 from .rope import cos_sin, once, turn_pairs
 from .scaling import ScaledRoPE
 
@@ -67,8 +68,39 @@ class RoPEByLength(ScaledRoPE):
         return self._rotate_by(inv_freq[:, None], q, k, q_pos, k_pos)
 
     def _rotate_by(self, inv_freq: Tensor, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
-        return self._turned(q, q_pos, inv_freq), self._turned(k, k_pos, inv_freq)
+        return self._turned(q, q_pos, inv_freq, self.query_factor(q_pos)), self._turned(k, k_pos, inv_freq, self.attention_factor)
 
-    def _turned(self, x: Tensor, pos: Tensor, inv_freq: Tensor) -> Tensor:
-        cos, sin = cos_sin(pos, inv_freq, self.attention_factor, x)
+    def query_factor(self, pos: Tensor) -> float | Tensor:
+        """Factor on cos and sin of queries at `pos` [B,Q]: a number, or [B,1,Q,1]."""
+        return self.attention_factor
+
+    def _turned(self, x: Tensor, pos: Tensor, inv_freq: Tensor, factor: float | Tensor) -> Tensor:
+        cos, sin = cos_sin(pos, inv_freq, factor, x)
         return turn_pairs(x, cos, sin, self.geometry)
+
+
+class RoPEBySteps(RoPEByLength):
+    """Beyond the length that needs nothing, the length n that the frequencies are for grows in steps.
+
+    Args:
+        step: tokens in a step, so that rows share frequencies; default L / 64. 1 is the rule of papers.
+    """
+
+    data_dependent = True
+
+    def __init__(self, geometry: Geometry, *, step: int | None = None, **options):
+        super().__init__(geometry, **options)
+        self.step = max(1, geometry.max_positions // 64) if step is None else count("step", step)
+
+    @property
+    def settled_length(self) -> int:
+        """Tokens up to which the frequencies stay as they are."""
+        return self.geometry.max_positions
+
+    def stepped(self, pos: Tensor) -> Tensor:
+        """n that queries at `pos` beyond the settled length are served for."""
+        return self.settled_length + self.step * ((pos - self.settled_length).clamp(min=0) // self.step + 1)
+
+    def changes(self, first: int, last: int) -> Iterable[int]:
+        passed = max(0, (first - self.settled_length) // self.step + 1)
+        return range(self.settled_length + self.step * passed, last + 1, self.step)

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from ..base import Geometry, register, widest
-from ..options import count
-from .by_length import RoPEByLength
+from .by_length import RoPEBySteps
 from .ntk import stretched_base
 from .rope import exponents
 
 
 @register("dynamic_ntk")
-class DynamicNTK(RoPEByLength):
+class DynamicNTK(RoPEBySteps):
     """Dynamic NTK scaling (emozilla, 2023; in Peng et al., 2023, arXiv:2309.00071, section 3.3).
 
     theta -> theta * (s n / L - (s - 1))^(r / (r - 2)) for a text of n > L tokens, L the native context.
@@ -26,21 +23,12 @@ class DynamicNTK(RoPEByLength):
     Works without training. Differs from the paper: `step`; 1 is the paper's rule.
     """
 
-    data_dependent = True
-
     def __init__(self, geometry: Geometry, *, factor: float | None = None, target_length: int | None = None, step: int | None = None):
-        super().__init__(geometry, factor=factor, target_length=target_length)
-        self.step = max(1, geometry.max_positions // 64) if step is None else count("step", step)
+        super().__init__(geometry, factor=factor, target_length=target_length, step=step)
 
     def frequencies_for(self, pos: Tensor) -> Tensor:
         native = self.geometry.max_positions
-        steps = (pos - native).clamp(min=0) // self.step + 1
-        scale = self.factor * (native + self.step * steps).to(widest(pos.device)) / native - (self.factor - 1)
+        scale = self.factor * self.stepped(pos).to(widest(pos.device)) / native - (self.factor - 1)
         base = stretched_base(self.theta, self.dim, scale)[..., None]
         stretched = 1 / base ** exponents(self.dim, pos.device)
         return torch.where(pos[..., None] < native, self.inv_freq.to(pos.device), stretched.float())
-
-    def changes(self, first: int, last: int) -> Iterable[int]:
-        native = self.geometry.max_positions
-        passed = max(0, (first - native) // self.step + 1)
-        return range(native + self.step * passed, last + 1, self.step)

@@ -37,13 +37,14 @@ def once(pos: Tensor, key: tuple, make: Callable[[], Any]) -> Any:
     return kept[key][1]
 
 
-def cos_sin(pos: Tensor, inv_freq: Tensor, factor: float, like: Tensor) -> tuple[Tensor, Tensor]:
+def cos_sin(pos: Tensor, inv_freq: Tensor, factor: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine [B,1,T,n] of the angles pos [B,T] * inv_freq [n], times `factor`, in the precision that suits `like`.
 
-    `inv_freq` is [G,n] where each key-value head has its own, and so are then the cosines: [B,G,T,n]; it is [B,1,1,n] where each
-    row of the batch has its own.
+    A `factor` for each token is [B,1,T,1]. `inv_freq` is [G,n] where each key-value head has its own, and so are then the cosines:
+    [B,G,T,n]; it is [B,1,1,n] where each row of the batch has its own.
     """
     wide = precise(like[..., :0], like).dtype
+    factor = precise(factor, like) if isinstance(factor, Tensor) else factor
     angle = _exact(pos)[:, None, :, None] * precise(inv_freq[:, None] if inv_freq.ndim == 2 else inv_freq, like)
     return angle.cos().to(wide) * factor, angle.sin().to(wide) * factor
 

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from ..base import Geometry, register
 from ..options import flag, positive
+from .rope import exponents
 from .scaling import ScaledRoPE
+
+
+def ramp(low: float, high: float, pairs: int) -> Tensor:
+    """0 for pairs up to `low`, 1 from `high` on, and linear in between: [pairs] float32."""
+    high = high + 0.001 if low == high else high
+    return ((torch.arange(pairs, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
 
 
 @register("ntk_by_parts")
@@ -49,17 +56,24 @@ class NTKByParts(ScaledRoPE):
         """Index (real) of the pair that turns `turns` times within the native context."""
         return self.dim * math.log(self.geometry.max_positions / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
 
-    def inverse_frequencies(self) -> Tensor:
+    def ramp_ends(self) -> tuple[float, float]:
+        """Indices of the pairs where the ramp begins and ends."""
         low, high = self._pair_turning(self.beta_fast), self._pair_turning(self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, self.dim - 1)
-        if low == high:
-            high += 0.001
-        ramp = ((torch.arange(self.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-        periods = self.theta ** (torch.arange(0, self.dim, 2).to(torch.float) / self.dim)
-        keep = 1 - ramp
-        return 1.0 / (self.factor * periods) * (1 - keep) + 1.0 / periods * keep
+        return max(low, 0), min(high, self.dim - 1)
+
+    def kept(self) -> Tensor:
+        """g, [r/2] float32."""
+        return 1 - ramp(*self.ramp_ends(), self.dim // 2)
+
+    def inverse_frequencies(self) -> Tensor:
+        return self.mixed(self.factor, self.kept())
+
+    def mixed(self, factor: float | Tensor, keep: Tensor) -> Tensor:
+        """Frequencies for s = `factor` and g = `keep`."""
+        periods = self.theta ** exponents(self.dim, keep.device)
+        return 1.0 / (factor * periods) * (1 - keep) + 1.0 / periods * keep
 
     def rope_parameters(self):
         return {
