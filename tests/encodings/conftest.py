@@ -15,6 +15,12 @@ def geometry():
 
 
 @pytest.fixture
+def tiny():
+    """The geometry for which the numbers of authors' code were written down: 8 pairs, 64 tokens."""
+    return Geometry(hidden_size=64, num_heads=4, head_dim=16, max_positions=64)
+
+
+@pytest.fixture
 def random_qk():
     """(geometry, length) -> float64 q [2,H,T,D], k [2,G,T,D] and positions [2,T]."""
 

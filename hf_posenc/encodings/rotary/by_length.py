@@ -42,9 +42,6 @@ class RoPEByLength(ScaledRoPE):
     def frequencies(self) -> tuple[Tensor, float] | None:
         return None
 
-    def rope_parameters(self):
-        return None
-
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
         if q_pos.shape[1] == 1:
             return [Region(self._rotate_rows)]

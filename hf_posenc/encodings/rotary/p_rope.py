@@ -5,11 +5,12 @@ from torch import Tensor
 
 from ..base import Geometry, register
 from ..options import positive
-from .rope import RoPE, power_frequencies, scaled_already
+from .rope import power_frequencies
+from .scaling import UnscaledRoPE
 
 
 @register("p_rope")
-class PRoPE(RoPE):
+class PRoPE(UnscaledRoPE):
     """p-RoPE (Barbero et al., 2024, arXiv:2410.06205, section 6): the lowest frequencies are switched off.
 
     The first p of the pairs keep their frequencies theta^(-2k/r), the rest get 0 and carry content only. Not the same as
@@ -25,8 +26,6 @@ class PRoPE(RoPE):
 
     def __init__(self, geometry: Geometry, *, p: float = 0.75):
         super().__init__(geometry)
-        if geometry.rope_type != "default":
-            raise ValueError(scaled_already(self.name, geometry))
         if positive("p", p) > 1:
             raise ValueError(f"p is a fraction of the pairs, at most 1, got {p!r}")
         self.turning = int(p * self.dim // 2)

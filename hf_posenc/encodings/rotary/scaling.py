@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..base import Geometry
 from ..options import count, positive
 from .rope import RoPE, scaled_already
 
 LARGEST_FACTOR = 10_000.0
 """Target context over native context: 2k tokens to 20M."""
+
+
+class UnscaledRoPE(RoPE):
+    """A RoPE with other frequencies than the model's own, which does not stand on a scaling that the model already has."""
+
+    needs_training = ""
+
+    def __init__(self, geometry: Geometry):
+        super().__init__(geometry)
+        if geometry.rope_type != "default":
+            raise ValueError(scaled_already(self.name, geometry))
+
+    def rope_parameters(self) -> dict[str, Any] | None:
+        return None
 
 
 class ScaledRoPE(RoPE):
@@ -27,6 +43,9 @@ class ScaledRoPE(RoPE):
         if geometry.rope_type != "default" and not self.composes:
             raise ValueError(scaled_already(self.name, geometry))
         self.factor = stretch(self.name, self.native_length, factor, target_length)
+
+    def rope_parameters(self) -> dict[str, Any] | None:
+        return None
 
     @property
     def native_length(self) -> int:
