@@ -11,6 +11,14 @@ from .rope import exponents
 from .scaling import ScaledRoPE
 
 
+def ramp_ends(fast: float, slow: float, length: int, theta: float, dim: int, truncate: bool = True) -> tuple[float, float]:
+    """Indices of the pairs that turn `fast` and `slow` times within `length` tokens, rounded outwards or as real numbers."""
+    low, high = (dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    return max(low, 0), min(high, dim - 1)
+
+
 def ramp(low: float, high: float, pairs: int) -> Tensor:
     """0 for pairs up to `low`, 1 from `high` on, and linear in between: [pairs] float32."""
     high = high + 0.001 if low == high else high
@@ -52,16 +60,9 @@ class NTKByParts(ScaledRoPE):
         if self.beta_fast <= self.beta_slow:
             raise ValueError(f"beta_fast must be above beta_slow, got {beta_fast} and {beta_slow}")
 
-    def _pair_turning(self, turns: float) -> float:
-        """Index (real) of the pair that turns `turns` times within the native context."""
-        return self.dim * math.log(self.geometry.max_positions / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
-
     def ramp_ends(self) -> tuple[float, float]:
         """Indices of the pairs where the ramp begins and ends."""
-        low, high = self._pair_turning(self.beta_fast), self._pair_turning(self.beta_slow)
-        if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        return max(low, 0), min(high, self.dim - 1)
+        return ramp_ends(self.beta_fast, self.beta_slow, self.geometry.max_positions, self.theta, self.dim, self.truncate)
 
     def kept(self) -> Tensor:
         """g, [r/2] float32."""
