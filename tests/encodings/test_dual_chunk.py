@@ -46,6 +46,23 @@ def test_scores(geometry, random_qk, rotary_scores, interleaved, chunk, window):
     torch.testing.assert_close(scores.tril(), expected.tril(), rtol=0, atol=1e-5)
 
 
+def chunkllama(i, j, s, w):
+    """Distance and factor on the scores, played as ChunkLlama does: tables of positions for queries, and where it looks into them."""
+    q_t, qc_t, k_t = np.arange(s), (np.arange(s) + s).clip(max=s + w), np.arange(100) % s
+    at = (q_t[i % s], qc_t[i % s], qc_t[s - 1])[max(0, min(i // s - j // s, 2))]
+    return at - k_t[j], (0.05 * np.log(max((i + 1) / 16, 1)) + 1) ** 2
+
+
+@pytest.mark.parametrize("options, chunk, window", [({}, 10, 2), ({"window": 4}, 8, 4), ({"window": 7}, 5, 7), ({"chunk": 6}, 6, 2)])
+def test_the_numbers_of_the_authors(geometry, random_qk, rotary_scores, options, chunk, window):
+    """Their code, run on texts of 1 to 30 tokens, agreed to 1e-7."""
+    q, k, pos = random_qk(geometry, 30)
+    expected = rotary_scores(q, k, lambda i, j: chunkllama(i, j, chunk, window)[0] * PLAIN)
+    expected *= torch.tensor([chunkllama(i, i, chunk, window)[1] for i in range(30)])[:, None]
+    scores = create("dual_chunk", geometry, authors_code=True, **options).scores(q, k, pos, pos)
+    torch.testing.assert_close(scores.tril(), expected.tril(), rtol=0, atol=1e-5)
+
+
 def test_stands_on_the_scaling_of_the_model(yarned, random_qk, rotary_scores):
     q, k, pos = random_qk(yarned, 30)
     distance = distances(30, 12, 4)
@@ -81,3 +98,9 @@ def test_more_than_the_native_context(geometry, options):
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be an integer"):
         create("dual_chunk", geometry, **options)
+
+
+@pytest.mark.parametrize("native, chunk, window", [(1, 1, 1), (2, 1, 1), (16, 10, 2), (4096, 2560, 512)])
+def test_defaults_of_the_authors(geometry, native, chunk, window):
+    dual = create("dual_chunk", dataclasses.replace(geometry, max_positions=native), authors_code=True)
+    assert (dual.chunk, dual.window) == (chunk, window)

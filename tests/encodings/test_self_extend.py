@@ -9,17 +9,19 @@ from hf_posenc.encodings import create
 PLAIN = 10_000.0 ** (-2 * np.arange(4) / 8)
 
 
-def merged(i, j, group, window):
-    return i - j if i - j < window else i // group - j // group + window - window // group
+def merged(i, j, group, window, authors_code=False):
+    kept = window / group if authors_code else window // group
+    return i - j if i - j < window else i // group - j // group + window - kept
 
 
+@pytest.mark.parametrize("authors_code", [False, True])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("group, window", [(3, 5), (1, 4), (4, 1), (2, 15), (7, 6)])
-def test_scores(geometry, random_qk, rotary_scores, interleaved, group, window):
+def test_scores(geometry, random_qk, rotary_scores, interleaved, group, window, authors_code):
     geometry = dataclasses.replace(geometry, interleaved=interleaved)
     q, k, pos = random_qk(geometry, 24)
-    expected = rotary_scores(q, k, lambda i, j: merged(i, j, group, window) * PLAIN, interleaved)
-    scores = create("self_extend", geometry, group=group, window=window).scores(q, k, pos, pos)
+    expected = rotary_scores(q, k, lambda i, j: merged(i, j, group, window, authors_code) * PLAIN, interleaved)
+    scores = create("self_extend", geometry, group=group, window=window, authors_code=authors_code).scores(q, k, pos, pos)
     torch.testing.assert_close(scores.tril(), expected.tril(), rtol=0, atol=1e-5)
 
 
@@ -30,10 +32,11 @@ def test_stands_on_the_scaling_of_the_model(yarned, random_qk, rotary_scores):
     torch.testing.assert_close(scores.tril(), expected.tril(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("authors_code", [False, True])
 @pytest.mark.parametrize("group, window", [(1, 3), (3, 5), (4, 8), (8, 4), (20, 15)])
-def test_context_length_is_the_last_with_trained_distances(geometry, group, window):
-    extended = create("self_extend", geometry, group=group, window=window)
-    farthest = [max(merged(i, j, group, window) for j in range(i + 1)) for i in range(extended.context_length + 1)]
+def test_context_length_is_the_last_with_trained_distances(geometry, group, window, authors_code):
+    extended = create("self_extend", geometry, group=group, window=window, authors_code=authors_code)
+    farthest = [max(merged(i, j, group, window, authors_code) for j in range(i + 1)) for i in range(extended.context_length + 1)]
     assert max(farthest[:-1]) <= 15 < farthest[-1]
     assert extended.context_length == (16 - window) * group + window or window % group
 
@@ -74,6 +77,7 @@ def test_defaults(geometry):
     [
         ({"group": 0}, "group must be"),
         ({"group": 2.0}, "group must be"),
+        ({"authors_code": 1}, "authors_code is True or False"),
         ({"window": 0}, "window must be"),
         ({"window": 16, "group": 2}, "window must be less than the native context of 16 tokens"),
         ({"window": 11}, "at most 10, or give group="),

@@ -19,11 +19,11 @@ def test_scores(geometry, random_qk, rotary_scores, interleaved, shift, window):
     torch.testing.assert_close(scores.tril(), expected.tril(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("factor", [0.1 * np.log(2) + 1, 2.0])
-def test_the_factor_of_the_authors(geometry, random_qk, rotary_scores, factor):
+@pytest.mark.parametrize("options, factor", [({"authors_code": True}, 0.1 * np.log(2) + 1), ({"attention_factor": 2.0}, 2.0)])
+def test_the_factor_of_the_authors(geometry, random_qk, rotary_scores, options, factor):
     q, k, pos = random_qk(geometry, 24)
     expected = factor**2 * rotary_scores(q, k, lambda i, j: (i - j if i - j < 6 else i - j - 4) * PLAIN)
-    scores = create("string_shift", geometry, shift=6, window=2, attention_factor=float(factor)).scores(q, k, pos, pos)
+    scores = create("string_shift", geometry, shift=6, window=2, **options).scores(q, k, pos, pos)
     torch.testing.assert_close(scores.tril(), expected.tril(), rtol=0, atol=1e-5)
 
 
@@ -38,6 +38,12 @@ def test_stands_on_the_scaling_of_the_model(yarned, random_qk, rotary_scores):
 def test_defaults(geometry, native, shift, window):
     string = create("string_shift", dataclasses.replace(geometry, max_positions=native))
     assert (string.shift, string.window) == (shift, window)
+
+
+def test_defaults_of_the_authors(geometry):
+    """For Llama 3.1, as their README says."""
+    string = create("string_shift", dataclasses.replace(geometry, max_positions=131_072), authors_code=True)
+    assert (string.shift, string.window) == (43_253, 128)
 
 
 @pytest.mark.parametrize(

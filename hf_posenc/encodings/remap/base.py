@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, widest
+from ..base import Geometry, PositionalEncoding, precise, widest
 from ..rotary.rope import Place, RoPE, cos_sin, once, turn_pairs
 
 
@@ -37,9 +37,15 @@ class RemappedRoPE(PositionalEncoding):
     def cached_key(self, k: Tensor, pos: Tensor) -> Tensor:
         return self.base.rotate_one(k, pos, place=self.stored)
 
+    def sharpening(self, pos: Tensor) -> Tensor | None:
+        """Factor on the scores of queries at `pos`, in float32 at least and of any shape; None for none."""
+        return None
+
     def query(self, q: Tensor, q_pos: Tensor, place: Place) -> Tensor:
-        """Queries [B,H,Q,D] of tokens at `q_pos` [B,Q], turned to `place` of it."""
-        return self.base.rotate_one(q, q_pos, place=place)
+        """Queries [B,H,Q,D] of tokens at `q_pos` [B,Q], turned to `place` of it and sharpened."""
+        turned = self.base.rotate_one(q, q_pos, place=place)
+        factor = once(q_pos, (self, q.dtype), lambda: self.sharpening(precise(q_pos, q)))
+        return turned if factor is None else turned * factor[:, None, :, None].to(q.dtype)
 
     def key(self, k: Tensor, k_pos: Tensor, place: Place) -> Tensor:
         """Keys [B,G,K,D] of tokens at `k_pos` [B,K] as the cache holds them, turned on to `place` of it."""

@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import Geometry, Region, precise, register
+from ..base import Geometry, Region, register
 from ..options import count, flag
-from ..rotary.rope import Place, once
 from .base import RemappedRoPE, own
 
 
@@ -48,10 +47,5 @@ class ReRoPE(RemappedRoPE):
         at_zero = math.isinf(self.leak) and self.base.attention_factor == 1
         return k if at_zero else super().cached_key(k, pos)
 
-    def query(self, q: Tensor, q_pos: Tensor, place: Place) -> Tensor:
-        q = super().query(q, q_pos, place)
-        return q * once(q_pos, (self, q.dtype), lambda: self._sharpening(q_pos, q)) if self.log_scaling else q
-
-    def _sharpening(self, q_pos: Tensor, like: Tensor) -> Tensor:
-        logs = torch.log(precise(q_pos, like) + 1) / math.log(self.geometry.max_positions)
-        return logs.clamp(min=1)[:, None, :, None].to(like.dtype)
+    def sharpening(self, pos: Tensor) -> Tensor | None:
+        return (torch.log(pos + 1) / math.log(self.geometry.max_positions)).clamp(min=1) if self.log_scaling else None

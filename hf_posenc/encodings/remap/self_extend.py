@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import Geometry, Region, register
-from ..options import count
+from ..options import count, flag
 from ..rotary.scaling import stretch
 from .base import RemappedRoPE, own
 
@@ -25,8 +25,10 @@ class SelfExtend(RemappedRoPE):
         group: G in tokens, instead of a target; default the smallest that keeps W + (N - W) / G within 2/3 L, the authors'
             rule of thumb.
         window: W in tokens, less than L; default L / 4.
+        authors_code: W - W / G with its fraction, as in the authors' code.
 
-    Works without training. Differs from the authors' code: floor(W / G), as in the paper, where they keep the fraction.
+    Works without training. Differs from the authors' code, unless it is asked for: floor(W / G), as in the paper, where they keep
+    the fraction; their flash attention drops it again when it decodes.
     """
 
     any_length = False
@@ -39,11 +41,13 @@ class SelfExtend(RemappedRoPE):
         target_length: int | None = None,
         group: int | None = None,
         window: int | None = None,
+        authors_code: bool = False,
     ):
         super().__init__(geometry)
         self.window = max(1, geometry.max_positions // 4) if window is None else count("window", window)
         if self.window >= geometry.max_positions:
             raise ValueError(f"window must be less than the native context of {geometry.max_positions} tokens, got {self.window}")
+        self.authors_code = flag("authors_code", authors_code)
         targeted = factor is not None or target_length is not None
         if group is not None and targeted:
             raise ValueError("'self_extend' takes either group=, or factor= or target_length= to choose it by")
@@ -79,7 +83,7 @@ class SelfExtend(RemappedRoPE):
         return pos // self.group
 
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
-        shift = self.window - self.window // self.group
+        shift = self.window - (self.window / self.group if self.authors_code else self.window // self.group)
         return [
             Region(self.turn(own, own), keys=lambda q: (q - self.window + 1, q + 1)),
             Region(self.turn(lambda i: self.stored(i) + shift), keys=lambda q: (torch.zeros_like(q), q - self.window + 1)),

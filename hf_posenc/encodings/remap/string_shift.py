@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..base import Geometry, Region, register
-from ..options import count, positive
+from ..options import count, flag, positive
 from .base import RemappedRoPE, own
 
 
@@ -18,21 +20,33 @@ class ShiftedRoPE(RemappedRoPE):
     Args:
         shift: S in tokens; default L / 3.
         window: W in tokens, the distance at which shifted keys begin, at most S; default 128, or half of S where that is less.
-        attention_factor: factor on cos and sin, so that its square sharpens the scores of all keys. The paper has none; the
-            authors' code, and so their results, 0.1 ln 2 + 1 = 1.0693 at every length.
+        attention_factor: factor on cos and sin, so that its square sharpens the scores of all keys; default 1, as in the paper.
+        authors_code: the defaults of the authors' code, and so of their results: S = 0.33 L, and an `attention_factor` of
+            0.1 ln 2 + 1 = 1.0693 at every length.
 
-    Works without training. Differs from the authors' code: `attention_factor` is 1 unless asked for.
+    Works without training. Differs from the authors' code: when it reads a text, its two windows overlap by one, and key i - S is
+    attended to twice, S and W tokens away; when it decodes they do not.
     """
 
     relative = True
 
-    def __init__(self, geometry: Geometry, *, shift: int | None = None, window: int | None = None, attention_factor: float = 1.0):
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        shift: int | None = None,
+        window: int | None = None,
+        attention_factor: float | None = None,
+        authors_code: bool = False,
+    ):
         super().__init__(geometry)
-        self.shift = max(1, geometry.max_positions // 3) if shift is None else count("shift", shift)
+        theirs, native = flag("authors_code", authors_code), geometry.max_positions
+        self.shift = max(1, int(0.33 * native) if theirs else native // 3) if shift is None else count("shift", shift)
         self.window = max(1, min(128, self.shift // 2)) if window is None else count("window", window)
         if self.window > self.shift:
             raise ValueError(f"window must be at most shift = {self.shift}, got {self.window}: a shift brings keys nearer")
-        self.base.attention_factor *= positive("attention_factor", attention_factor)
+        default = 0.1 * math.log(2) + 1 if theirs else 1.0
+        self.base.attention_factor *= default if attention_factor is None else positive("attention_factor", attention_factor)
 
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
         return [
