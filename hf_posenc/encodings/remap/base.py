@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, precise, widest
+from ..base import Geometry, PositionalEncoding, Region, precise, widest
+from ..options import count
 from ..rotary.rope import Place, RoPE, cos_sin, once, turn_pairs
+from ..rotary.scaling import stretch
+
+Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""As in `Region`."""
 
 
 def own(pos: Tensor) -> Tensor:
     """The `Place` that is the token's own position."""
     return pos
+
+
+def windowed(window: int, *, near: Rotate, far: Rotate) -> list[Region]:
+    """Keys fewer than `window` tokens back, and all before them."""
+    return [
+        Region(near, keys=lambda q: (q - window + 1, q + 1)),
+        Region(far, keys=lambda q: (torch.zeros_like(q), q - window + 1)),
+    ]
 
 
 class RemappedRoPE(PositionalEncoding):
@@ -59,10 +73,54 @@ class RemappedRoPE(PositionalEncoding):
         cos, sin = once(k_pos, (self, place, k.dtype), turns)
         return turn_pairs(k, cos, sin, self.geometry)
 
-    def turn(self, queries: Place, keys: Place | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def turn(self, queries: Place, keys: Place | None = None) -> Rotate:
         """The `rotate` of a region with queries and keys at these places; without `keys` they stay as the cache holds them."""
 
         def rotate(q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
             return self.query(q, q_pos, queries), k if keys is None else self.key(k, k_pos, keys)
 
         return rotate
+
+
+class ExtendedRoPE(RemappedRoPE):
+    """A remap whose distances stay within the native context L up to `context_length` tokens; a position beyond is an error."""
+
+    any_length = False
+
+    @property
+    def native_length(self) -> int:
+        """L in tokens."""
+        return self.geometry.max_positions
+
+    @property
+    def context_length(self) -> int:
+        raise NotImplementedError
+
+    def window_within(self, window: int | None) -> int:
+        """The option `window` in tokens, less than L; default L / 4."""
+        window = max(1, self.native_length // 4) if window is None else count("window", window)
+        if window >= self.native_length:
+            raise ValueError(f"window must be less than the native context of {self.native_length} tokens, got {window}")
+        return window
+
+    def target(self, instead: str, given: object, factor: float | None, target_length: int | None) -> int:
+        """The context in tokens to reach, from either of its two spellings; 4 L where neither is given.
+
+        Raises:
+            ValueError: beside the option `instead`, which says by itself how far to reach, a target is given.
+        """
+        targeted = factor is not None or target_length is not None
+        if given is not None and targeted:
+            raise ValueError(f"{self.name!r} takes either {instead}=, or factor= or target_length= to choose it by")
+        return round(self.native_length * stretch(self.name, self.native_length, factor if targeted else 4.0, target_length))
+
+    def check_positions(self, last: int) -> None:
+        if last >= self.context_length:
+            raise ValueError(
+                f"position {last} lies past the {self.context_length} tokens that {self.name!r} reaches here. "
+                f"{self.remedy(last + 1)}, or shorten the input."
+            )
+
+    def remedy(self, length: int) -> str:
+        """What to do to reach `length` tokens."""
+        return f"Use target_length = {length}"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..base import Geometry, Region, register
 from ..options import count, flag
-from .base import RemappedRoPE, own
+from .base import RemappedRoPE, own, windowed
 
 
 @register("rerope")
@@ -38,10 +38,7 @@ class ReRoPE(RemappedRoPE):
 
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
         far = self.turn(lambda i: (i - self.window) / self.leak + self.window)
-        return [
-            Region(self.turn(own, own), keys=lambda q: (q - self.window + 1, q + 1)),
-            Region(far, keys=lambda q: (torch.zeros_like(q), q - self.window + 1)),
-        ]
+        return windowed(self.window, near=self.turn(own, own), far=far)
 
     def cached_key(self, k: Tensor, pos: Tensor) -> Tensor:
         at_zero = math.isinf(self.leak) and self.base.attention_factor == 1

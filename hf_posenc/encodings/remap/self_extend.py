@@ -2,17 +2,15 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ..base import Geometry, Region, register
 from ..options import count, flag
-from ..rotary.scaling import stretch
-from .base import RemappedRoPE, own
+from .base import ExtendedRoPE, own, windowed
 
 
 @register("self_extend")
-class SelfExtend(RemappedRoPE):
+class SelfExtend(ExtendedRoPE):
     """SelfExtend, grouped attention beyond a window (Jin et al., 2024, arXiv:2401.01325, section 3).
 
     A key fewer than W tokens back looks as far as it is; key j beyond looks floor(i / G) - floor(j / G) + W - floor(W / G)
@@ -31,8 +29,6 @@ class SelfExtend(RemappedRoPE):
     the fraction; their flash attention drops it again when it decodes.
     """
 
-    any_length = False
-
     def __init__(
         self,
         geometry: Geometry,
@@ -44,18 +40,13 @@ class SelfExtend(RemappedRoPE):
         authors_code: bool = False,
     ):
         super().__init__(geometry)
-        self.window = max(1, geometry.max_positions // 4) if window is None else count("window", window)
-        if self.window >= geometry.max_positions:
-            raise ValueError(f"window must be less than the native context of {geometry.max_positions} tokens, got {self.window}")
+        self.window = self.window_within(window)
         self.authors_code = flag("authors_code", authors_code)
-        targeted = factor is not None or target_length is not None
-        if group is not None and targeted:
-            raise ValueError("'self_extend' takes either group=, or factor= or target_length= to choose it by")
-        self.group = count("group", group) if group is not None else self._group(factor if targeted else 4.0, target_length)
+        target = self.target("group", group, factor, target_length)
+        self.group = count("group", group) if group is not None else self._smallest(target)
 
-    def _group(self, factor: float | None, target_length: int | None) -> int:
-        native = self.geometry.max_positions
-        target = round(native * stretch(self.name, native, factor, target_length))
+    def _smallest(self, target: int) -> int:
+        native = self.native_length
         room = 2 * native - 3 * self.window
         if room < 1:
             raise ValueError(
@@ -66,25 +57,16 @@ class SelfExtend(RemappedRoPE):
 
     @property
     def context_length(self) -> int:
-        return self.group * (self.geometry.max_positions - self.window + self.window // self.group)
+        return self.group * (self.native_length - self.window + self.window // self.group)
 
-    def check_positions(self, last: int) -> None:
-        if last < self.context_length:
-            return
-        native = self.geometry.max_positions
-        window = native - math.ceil((last + 1) / self.group)
+    def remedy(self, length: int) -> str:
+        window = self.native_length - math.ceil(length / self.group)
         or_window = f" or window = {window}" if window > 0 else ""
-        raise ValueError(
-            f"position {last} lies past the {self.context_length} tokens that group = {self.group} and window = {self.window} "
-            f"reach. Use group = {math.ceil((last + 1) / (native - self.window))}{or_window}, or shorten the input."
-        )
+        return f"Use group = {math.ceil(length / (self.native_length - self.window))}{or_window}"
 
     def stored(self, pos: Tensor) -> Tensor:
         return pos // self.group
 
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
         shift = self.window - (self.window / self.group if self.authors_code else self.window // self.group)
-        return [
-            Region(self.turn(own, own), keys=lambda q: (q - self.window + 1, q + 1)),
-            Region(self.turn(lambda i: self.stored(i) + shift), keys=lambda q: (torch.zeros_like(q), q - self.window + 1)),
-        ]
+        return windowed(self.window, near=self.turn(own, own), far=self.turn(lambda i: self.stored(i) + shift))

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ..base import Geometry, Region, register
 from ..options import count, flag, positive
-from .base import RemappedRoPE, own
+from .base import RemappedRoPE, own, windowed
 
 
 @register("string_shift")
@@ -49,7 +48,4 @@ class ShiftedRoPE(RemappedRoPE):
         self.base.attention_factor *= default if attention_factor is None else positive("attention_factor", attention_factor)
 
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
-        return [
-            Region(self.turn(own), keys=lambda q: (q - self.shift + 1, q + 1)),
-            Region(self.turn(lambda i: i - self.shift + self.window), keys=lambda q: (torch.zeros_like(q), q - self.shift + 1)),
-        ]
+        return windowed(self.shift, near=self.turn(own), far=self.turn(lambda i: i - self.shift + self.window))
