@@ -4,14 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Geometry, PositionalEncoding, create, register
-from ..options import LONGEST_TABLE, count, one_of, positive
+from ..base import Geometry, create, register
+from ..options import one_of, positive
+from .limited import Limited
 
 STARTS = ("normal", "sinusoidal")
 
 
 @register("learned")
-class LearnedAbsolute(PositionalEncoding):
+class LearnedAbsolute(Limited):
     """One learned vector a position (Gehring et al., 2017, arXiv:1705.03122, section 3.1).
 
     x_t -> x_t + P[t].
@@ -27,12 +28,12 @@ class LearnedAbsolute(PositionalEncoding):
     Needs training, wherever the table is new or longer than it was.
     """
 
-    any_length = False
     needs_training = "pretraining or fine-tuning with the new table"
+    beyond = "the learned table of"
+    remedy = "Grow it by interpolation"
 
     def __init__(self, geometry: Geometry, *, max_positions: int | None = None, init_std: float = 0.02, init: str = "normal"):
-        super().__init__(geometry)
-        self.rows = geometry.max_positions if max_positions is None else count("max_positions", max_positions, at_most=LONGEST_TABLE)
+        super().__init__(geometry, max_positions)
         std = positive("init_std", init_std)
         self.table = nn.Parameter(torch.randn(self.rows, geometry.hidden_size) * std)
         if one_of("init", init, STARTS) == "sinusoidal":
@@ -40,23 +41,12 @@ class LearnedAbsolute(PositionalEncoding):
             waves = create("sinusoidal", geometry).embed(torch.zeros_like(self.table)[None], torch.arange(self.rows)[None])
             self.table.data = waves[0]
 
-    @property
-    def context_length(self) -> int:
-        return self.rows
-
     def table_rows(self) -> Tensor:
         return self.table
 
     def adopt(self, table: Tensor) -> None:
         if table.shape[1] == self.table.shape[1]:
             self.table = nn.Parameter(resize(table.detach(), self.rows))
-
-    def check_positions(self, last: int) -> None:
-        if last >= self.rows:
-            raise ValueError(
-                f"position {last} lies past the learned table of {self.rows} positions. Grow it by interpolation with "
-                f'hf_posenc.patch(model, "learned", max_positions={last + 1}) and fine-tune, or shorten the input.'
-            )
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         return x + F.embedding(pos.to(self.table.device), self.table).to(x)
