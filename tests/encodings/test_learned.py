@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import started
+from tiny import started, tiny_model
 
+import hf_posenc
 from hf_posenc.encodings import create
 
 
@@ -29,6 +30,35 @@ def test_a_longer_table_is_interpolated(geometry, rows, dtype, tolerance):
     torch.testing.assert_close(learned.table.double(), torch.from_numpy(expected), rtol=0, atol=tolerance)
     assert torch.equal(learned.table[0], table[0]) and torch.equal(learned.table[-1], table[-1])
     assert learned.table.dtype == dtype and learned.table.requires_grad
+
+
+@pytest.mark.parametrize("rows, alpha", [(17, 0.4), (100, 0.4), (256, 0.25)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.bfloat16, 4e-2)])
+def test_a_longer_table_is_decomposed(geometry, rows, alpha, dtype, tolerance):
+    """The first rows stay to the bit; row i n + j is a U[i] + (1 - a) U[j]."""
+    table = torch.randn(16, 32, dtype=dtype)
+    learned = create("learned", geometry, max_positions=rows, growth="hierarchical", alpha=alpha)
+    learned.adopt(table)
+    assert torch.equal(learned.table[:16], table) and learned.table.dtype == dtype
+    p = table.double().numpy()
+    unit = [(p[j] - alpha * p[0]) / (1 - alpha) for j in range(16)]
+    expected = np.stack([alpha * unit[t // 16] + (1 - alpha) * unit[t % 16] for t in range(rows)])
+    torch.testing.assert_close(learned.table.double(), torch.from_numpy(expected), rtol=0, atol=tolerance)
+
+
+def test_a_decomposed_table_reaches_its_square(geometry):
+    learned = create("learned", geometry, max_positions=257, growth="hierarchical")
+    with pytest.raises(ValueError, match=r"a table of 16 positions grows to 256 .*not to max_positions=257"):
+        learned.adopt(torch.randn(16, 32))
+
+
+@torch.no_grad()
+def test_growing_by_decomposition_keeps_what_the_model_says_within_its_context():
+    model, ids = tiny_model("gpt2"), torch.arange(3, 15)[None]
+    stock = model(ids).logits
+    hf_posenc.patch(model, "learned", max_positions=40, growth="hierarchical")
+    assert torch.equal(model(ids).logits, stock)
+    assert model(ids.repeat(1, 3)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("rows", [16, 9, 1])
@@ -63,7 +93,16 @@ def test_starts_from_sinusoids():
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_positions": 0}, {"max_positions": 2.0}, {"init_std": 0}, {"init_std": float("nan")}, {"init": "cosine"}]
+    "options",
+    [
+        {"max_positions": 0},
+        {"max_positions": 2.0},
+        {"init_std": 0},
+        {"init_std": math.nan},
+        {"init": "cosine"},
+        {"growth": "linear"},
+        {"alpha": 1},
+    ],
 )
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=next(iter(options))):
