@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from design import FAMILIES
-from tiny import NATIVE, WINDOW, options_for, started, tiny_model
+from tiny import NATIVE, WINDOW, off_start, options_for, started, tiny_model
 from torch.testing import assert_close
 from transformers import AttentionInterface, AutoModelForCausalLM, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -29,7 +29,7 @@ CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 def patched_model(arch, name, seed=0, **changes):
     model = tiny_model(arch, seed, **changes)
     torch.manual_seed(7)
-    return hf_posenc.patch(model, name, layers="all", **options_for(name))
+    return off_start(hf_posenc.patch(model, name, layers="all", **options_for(name)))
 
 
 @every_kind
@@ -189,6 +189,7 @@ def test_native_slot_equals_attention_function(arch, name, batch):
     native, other = patched_model(arch, name), tiny_model(arch)
     torch.manual_seed(7)
     apply(patch_of(other), Request(name, options_for(name), (0, 1)), native_slot=False)
+    off_start(other)
     keep = batch["attention_mask"].bool()
     assert_close(other(**batch).logits[keep], native(**batch).logits[keep], **CLOSE)
 
@@ -198,9 +199,7 @@ def test_native_slot_equals_attention_function(arch, name, batch):
 def test_order_is_seen_through_the_encoding_alone(arch, name, batch):
     """One layer, last token: without any encoding the order of the earlier tokens cannot matter; with one it must."""
     ids = batch["input_ids"][1:, :WINDOW]
-    model = tiny_model(arch, num_hidden_layers=1)
-    torch.manual_seed(7)
-    hf_posenc.patch(model, name, layers="all", **options_for(name))
+    model = patched_model(arch, name, num_hidden_layers=1)
     swapped = ids[:, [3, 2, 4, 0, 1, 5]]
     difference = (model(ids).logits[:, -1] - model(swapped).logits[:, -1]).abs().max().item()
     if hf_posenc.describe(name).stages:

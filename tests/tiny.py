@@ -78,6 +78,15 @@ def tiny_model(model_type: str, seed: int = 0, **changes):
     return model
 
 
+def off_start(model):
+    """`model`, with the parameters of encodings that start as another moved from there, as training would."""
+    torch.manual_seed(11)
+    for placement in patch_of(model).placements:
+        for parameter in placement.encoding.parameters() if placement.encoding.starts_as else ():
+            parameter.data.add_(torch.randn_like(parameter) / 10)
+    return model
+
+
 def heed_ctrl_c():
     """For `preexec_fn` of a process that is to be interrupted: a job that a script starts with `&` ignores SIGINT, and so would it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
