@@ -147,6 +147,16 @@ def test_any_visibility_at_all(case, kind, grad):
     check(site, q, k, v, steps.cumsum(-1), steps.cumsum(-1), seen, grad)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["alibi", "fire", "kerple", "rerope", "rope", "sandwich"])
+def test_positions_between_whole_numbers(name, grad):
+    """Also where they lie one apart: no path counts with them as with indices."""
+    site, q, k, v = setting(name, queries=23, keys=23)
+    steps, seen = torch.arange(23.0), torch.ones(2, 1, 23, 23, dtype=torch.bool).tril()
+    for pos in (torch.stack((steps, steps + 0.5)), torch.stack((steps * 1.1 + 3, steps + 0.4 * steps.sin()))):
+        check(site, q, k, v, pos, pos, seen, grad)
+
+
 def test_sums_of_diagonals():
     x, line = torch.randn(2, 5, 7), torch.zeros(2, 20)
     kernels.add_diagonals(x, line[:, 3:])

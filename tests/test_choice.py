@@ -40,6 +40,7 @@ def test_on_an_accelerator_nothing_goes_by_block_that_flex_attention_can_do(name
 def test_what_flex_attention_cannot_do_has_its_reason(name):
     for why, changes in {
         "dropout": {"dropout": 0.1},
+        "whole positions": {"fractional": True},
         "float64": {"dtype": torch.float64},
         "npu": {"place": "npu"},
         "doctor": {"avoided": frozenset({"flex"})},

@@ -158,6 +158,18 @@ def test_every_encoding_under_every_mask(accelerated, name, kind, queries, keys,
             assert_close(one.double() / scale, other.double() / scale, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["alibi", "fire", "rerope"])
+def test_positions_between_whole_numbers_go_by_query_block(accelerated, name):
+    site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
+    q_pos, k_pos, seen, mask = problem("padded")
+    q_pos, k_pos = 1.1 * q_pos + 0.3, 1.1 * k_pos + 0.3
+    output, _ = posenc_attention("sdpa", site, q, k, v, mask, position_ids=q_pos)
+    real = seen.any(-1)[:, 0]
+    wanted = dense(site.encoding, *(x.double() for x in (q, k, v)), q_pos, k_pos, seen)
+    assert accelerated == ["blocks"]
+    assert_close(output.double()[real], wanted[real], **TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", [*SCORING, *OWN])
 def test_half_precision(accelerated, name, dtype):

@@ -65,6 +65,10 @@ class Call:
         return self.kwargs.get("dropout", 0.0) if self.module.training else 0.0
 
     @property
+    def fractional(self) -> bool:
+        return self.layout.q_pos.is_floating_point()
+
+    @property
     def softcap(self) -> float | None:
         return self.kwargs.get("softcap")
 

@@ -32,7 +32,7 @@ class Asked(Protocol):
 
     Attributes:
         place: type of the device, as `Call` has it. regional: there are regions with bounds. learning: gradients are recorded.
-        tileable: see `Call`. avoided: paths that have failed on this machine.
+        fractional: positions lie between whole numbers. tileable: see `Call`. avoided: paths that have failed on this machine.
     """
 
     @property
@@ -47,6 +47,8 @@ class Asked(Protocol):
     def regional(self) -> bool: ...
     @property
     def learning(self) -> bool: ...
+    @property
+    def fractional(self) -> bool: ...
     @property
     def tileable(self) -> bool: ...
     @property
@@ -63,6 +65,7 @@ class Prospect:
     regional: bool
     learning: bool = False
     dropout: float = 0.0
+    fractional: bool = False
     tileable: bool = True
     avoided: frozenset[str] = frozenset()
 
@@ -116,6 +119,8 @@ def flex_obstacle(encoding: PositionalEncoding, asked: Asked) -> str:
         return "flex attention has no kernel for float64"
     if asked.dropout:
         return "flex attention has no dropout"
+    if asked.fractional:
+        return "flex attention is handed whole positions"
     if asked.learning and asked.place == "mps":
         return "flex attention has no backward pass on mps"
     if asked.regional and encoding.data_dependent:

@@ -96,7 +96,7 @@ class Layout:
     @property
     def segments(self) -> list[Segment] | None:
         """The causal problems that this one consists of; None where it does not fall apart so, or where looking would mean waiting."""
-        if not at_hand(self.q_pos):
+        if not at_hand(self.q_pos) or self.q_pos.is_floating_point():
             return None
         if isinstance(self.mask, Tensor) and self.mask.is_floating_point():
             return None
