@@ -1,4 +1,4 @@
-"""Documents packed into one row: kept apart by where their positions begin again."""
+"""Documents packed into one row: kept apart by where their positions begin again, or by the numbers that a mask gives them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def hook_documents(decoder: nn.Module) -> RemovableHandle:
 class DocumentMasks:
     """Before a decoder runs: where positions begin again within a row, the mask that hides the other documents of the row.
 
+    A 2-D mask with numbers above 1 tells documents by these, wherever their tokens lie: 2, 2, 2, 3, 3 is a row of two, 0 is padding.
+
     transformers looks for packed documents in some families only, and in none that is given a 2-D mask: one of ones, as most collators
     add, would undo the packing. Padding stays hidden, and is no document. Beside a 2-D mask, or with `use_cache`, a jump ahead does not
     end a document; without them it does, as transformers has it. What goes on from a KV cache is left alone, and so is a mask that says
@@ -45,23 +47,24 @@ class DocumentMasks:
         if cache_in(given) is not None or not readable(positions, mask):
             return args, kwargs
         positions = positions.expand(rows, -1)
+        mask = None if mask is None else mask.to(positions.device)
         starts = restarts(positions, mask)
-        if not torch.compiler.is_compiling() and not starts.any():
+        if not torch.compiler.is_compiling() and not (starts if mask is None else starts | are_numbers(mask)).any():
             return args, kwargs
         if str(decoder.config._attn_implementation).endswith(FLASH):
             check_flash(rows, mask)
         use_cache = given.get("use_cache")  # None, as the models with a head hand it on, leaves it to the configuration
         if mask is None and not (decoder.config.use_cache if use_cache is None else use_cache):
             starts = positions.diff(prepend=positions[:, :1] - 1) != 1
-        return (), given | {"attention_mask": document_masks(decoder, starts.cumsum(-1), mask)}
+        return (), given | {"attention_mask": document_masks(decoder, starts.cumsum(-1), None if mask is None else mask.bool())}
 
 
 def check_flash(rows: int, mask: Tensor | None) -> None:
     """Raise ValueError for packed documents that flash attention would let see each other: it tells them by positions, in one row."""
-    if rows > 1 or not (mask is None or mask.all()):
+    if rows > 1 or not (mask is None or (mask == 1).all()):
         raise ValueError(
-            "flash attention keeps packed documents apart only in a batch of one row without padding: put them all into one row, or load "
-            "the model with attn_implementation='sdpa' or 'flex_attention'"
+            "flash attention keeps packed documents apart only in a batch of one row without padding, where their positions begin at 0: "
+            "put them all into one row, or load the model with attn_implementation='sdpa' or 'flex_attention'"
         )
 
 
@@ -83,17 +86,26 @@ def readable(positions: Any, mask: Any) -> bool:
     return told and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == positions.shape[1]))
 
 
+def are_numbers(mask: Tensor) -> Tensor:
+    """Whether a mask [B,Q] numbers documents, from 2 on: [] bool."""
+    return mask.amax() > 1
+
+
 def restarts(positions: Tensor, mask: Tensor | None) -> Tensor:
     """Where positions [B,Q] fall or are 0 again, as seen from the token before that the mask [B,Q] does not hide: [B,Q] bool.
 
     A token that goes on from the position of padding is no new document: `generate` puts it there after a prompt padded on the right.
+    Where the mask numbers documents, a new number is a new document, and nothing else is.
     """
-    real = torch.ones_like(positions, dtype=torch.bool) if mask is None else mask.bool().to(positions.device)
+    real = torch.ones_like(positions, dtype=torch.bool) if mask is None else mask.bool()
     steps = torch.arange(positions.shape[1], device=positions.device)
     before = F.pad(torch.where(real, steps, -1).cummax(-1).values[:, :-1], (1, 0), value=-1)
     earlier = positions.gather(-1, before.clamp(min=0))
     after_padding = F.pad(~real[:, :-1] & (positions.diff() == 1), (1, 0))
-    return real & (before >= 0) & (((positions < earlier) & ~after_padding) | (positions == 0))
+    begins = ((positions < earlier) & ~after_padding) | (positions == 0)
+    if mask is not None:
+        begins = torch.where(are_numbers(mask), mask != mask.gather(-1, before.clamp(min=0)), begins)
+    return real & (before >= 0) & begins
 
 
 def document_masks(decoder: Any, documents: Tensor, mask: Tensor | None) -> Any:

@@ -117,6 +117,15 @@ def check_isolation(model: Any) -> None:
                 )
 
 
+def reads_documents(model: Any) -> bool:
+    """Whether a model keeps apart the documents that a 2-D mask numbers (`DocumentMasks`), wherever their tokens lie."""
+    with evaluating(model), torch.random.fork_rng():
+        everywhere = torch.arange(sum(DOCUMENTS))
+        numbers = torch.arange(2, 2 + len(DOCUMENTS)).repeat_interleave(torch.tensor(DOCUMENTS))
+        together, apart = (_influence(model, everywhere, mask).max() for mask in (None, numbers))
+    return bool(apart <= 1e-3 * together)
+
+
 def _influence(model: Any, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """How much the logits of each document (columns) differ when each document (rows) is exchanged; 0 for its own."""
     device, owner = input_device(model), torch.arange(len(DOCUMENTS)).repeat_interleave(torch.tensor(DOCUMENTS))

@@ -17,7 +17,7 @@ from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.compat import CACHE
 from hf_posenc.evaluation import CorpusError
 from hf_posenc.training import IGNORED, check_isolation, pack, separate_documents, unpack
-from hf_posenc.training.packing import cut_blocks
+from hf_posenc.training.packing import cut_blocks, reads_documents
 
 LENGTHS = (4, 14, 6)
 """Of the documents of one block; the second is longer than the native context of the tiny models."""
@@ -148,6 +148,10 @@ def packed_batches():
     for kind in (torch.long, torch.bool, torch.float32):
         yield f"ones as {kind}", slice(None), {**here, "attention_mask": ones.to(kind), "use_cache": False}
     yield "ones, the model's own cache", slice(None), {**here, "attention_mask": ones}
+    numbers = torch.cat([torch.full((length,), 2 + n) for n, length in enumerate(LENGTHS)])[None]
+    yield "numbers", slice(None), {**here, "attention_mask": numbers, "use_cache": False}
+    there = {"input_ids": F.pad(ids, (3, 2)), "position_ids": F.pad(positions, (3, 2)), "attention_mask": F.pad(numbers, (3, 2))}
+    yield "numbers, padding", slice(3, 3 + size), there
     for side, pad in (("right", (0, 3)), ("left", (3, 0))):  # with all positions that padding is given anywhere
         for filler in (0, 1):
             padded = {"input_ids": F.pad(ids, pad), "attention_mask": F.pad(ones, pad), "position_ids": F.pad(positions, pad, value=filler)}
@@ -178,6 +182,25 @@ def test_every_choice_is_a_row_of_documents(name, masked):
     mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
     found = model.transformer(ids, position_ids=positions if name is None else positions.unflatten(0, (2, 3)), **mask)[0]
     assert_close(model.lm_head(found).flatten(0, 1), alone, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize(("family", "name"), [("llama", None), ("llama", "alibi"), ("gpt2", "rope"), ("opt", None), ("gemma2", "kerple")])
+@torch.no_grad()
+def test_documents_that_a_mask_numbers_may_lie_anywhere(family, name):
+    """Positions that go on from one document to the next, that are the same, that fall within a document, or lie between whole numbers."""
+    model, ids = trainable(family, name, max_position_embeddings=40).eval(), torch.tensor([[5, 9, 7, 3, 8, 4, 6]])
+    numbers, one = torch.tensor([[2, 2, 2, 3, 3, 3, 3]]), 1 if name is None else 2  # a stock model does not look at positions beside a mask
+    for places in ([4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 1, 2, 3, 4], [3, 2, 1, 1, 4, 3, 2], [0.5, 1.25, 3, 0.2, 2.2, 2.4, 3.1]):
+        if family == "opt" and isinstance(places[0], float):
+            continue  # it has a table
+        pos = torch.tensor([places])
+        separate = ((ids[:, part], pos[:, part]) for part in (slice(0, 3), slice(3, 7)))
+        alone = torch.cat([model(x, position_ids=p, attention_mask=torch.full_like(x, one)).logits for x, p in separate], 1)
+        assert reads_documents(model) == (name is not None)
+        handle = separate_documents(model)
+        assert reads_documents(model)
+        assert_close(model(ids, position_ids=pos, attention_mask=numbers).logits, alone, atol=2e-5, rtol=2e-4)
+        handle.remove()
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention"])
