@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any, get_type_hints
 
-from .command import exit_status
+from .catalogue import list_encodings
+from .command import exit_status, parse_answer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +30,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("list", "all encodings, with what they act on", _list)
+    listing = add("list", "all encodings, or those that are as asked, with what they act on", _list)
+    for name, answer, help in filters():
+        listing.add_argument(*flags(name.strip("_")), dest=name, help=help, metavar="yes|no" if answer else name.strip("_").upper())
     add("models", "all model types that can be patched", _models)
     add("describe", "formula, source, options and properties of one encoding", _describe).add_argument("encoding")
     add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help="hub id, path, or 'demo'")
@@ -37,15 +42,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def flags(name: str) -> list[str]:
+    """The spellings of a flag."""
+    return list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
+
+
+def filters() -> Iterator[tuple[str, bool, str]]:
+    """The arguments of `list_encodings`, whether each is a question of yes or no, and what it asks."""
+    hints = get_type_hints(list_encodings, include_extras=True)
+    for name in signature(list_encodings).parameters:
+        yield name, bool in hints[name].__origin__.__args__, hints[name].__metadata__[0]
+
+
 def _list(arguments: argparse.Namespace) -> None:
-    from .catalogue import describe, list_encodings
+    from .catalogue import describe
     from .tables import print_texts
 
+    given: dict[str, Any] = {}
+    for name, answer, _ in filters():
+        value = getattr(arguments, name)
+        given[name] = parse_answer(flags(name)[0], value) if answer and value is not None else value
     rows = []
-    for name in list_encodings():
-        d = describe(name)
-        rows.append([name, d.documentation.split("\n")[0], ", ".join(d.stages) or "nothing", "yes" if d.needs_training else "no"])
-    print_texts(["encoding", "what it is", "acts on", "to be trained"], rows)
+    for d in map(describe, list_encodings(**given)):
+        acts = ", ".join(d.stages) or "nothing"
+        rows.append([d.name, d.summary, d.class_, acts, d.cost, "yes" if d.needs_training else "no"])
+    print_texts(["encoding", "what it is", "class", "acts on", "cost", "to be trained"], rows)
 
 
 def _models(arguments: argparse.Namespace) -> None:

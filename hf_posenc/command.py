@@ -36,3 +36,14 @@ def parse_option(option: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def parse_answer(flag: str, word: str) -> bool:
+    """`yes` or `no`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if word not in ("yes", "no"):
+        raise ValueError(f"{flag} is yes or no, got {word!r}")
+    return word == "yes"
