@@ -11,6 +11,8 @@ from typing import Any, get_type_hints
 from .catalogue import list_encodings
 from .command import exit_status, parse_answer
 
+MODEL = "hub id, path, or 'demo'"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand and return its exit status; a mistake of the user is one line on stderr."""
@@ -34,8 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, answer, help in filters():
         listing.add_argument(*flags(name.strip("_")), dest=name, help=help, metavar="yes|no" if answer else name.strip("_").upper())
     add("models", "all model types that can be patched", _models)
-    add("describe", "formula, source, options and properties of one encoding", _describe).add_argument("encoding")
-    add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help="hub id, path, or 'demo'")
+    describing = add("describe", "formula, source, options, properties and cost of one encoding", _describe)
+    describing.add_argument("encoding", help="name, with options as yarn:factor=4 where a model is given")
+    describing.add_argument("--model", help=f"{MODEL}: how far it is from itself right after the patch")
+    add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help=MODEL)
     add("fetch-demo-model", "download and convert SmolLM2-135M-Instruct once, and print where it is", _fetch)
     for name, command in COMMANDS.items():
         add(name, (command.__doc__ or "").split("\n")[0])
@@ -78,7 +82,16 @@ def _models(arguments: argparse.Namespace) -> None:
 def _describe(arguments: argparse.Namespace) -> None:
     from .catalogue import describe
 
-    print(describe(arguments.encoding))
+    print(describe(arguments.encoding.partition(":")[0]))
+    if arguments.model or ":" in arguments.encoding:
+        from .variants import read_plan
+
+        plan = read_plan([arguments.encoding])
+    if arguments.model:
+        from .evaluation.demo_model import resolve_model
+        from .evaluation.warm_start import warm_start_of
+
+        print(*(warm_start_of(resolve_model(arguments.model), *each) for each in plan.items()), sep="\n")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
