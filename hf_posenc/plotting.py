@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -153,14 +155,26 @@ def heights(axes: Any, line: Any) -> dict[float, float]:
     return dict(zip(line.get_xdata(), axes.transData.transform(line.get_xydata())[:, 1], strict=True))
 
 
-def new_axes() -> tuple[Any, Any]:
-    """A figure that belongs to no window system and to no global state of matplotlib."""
+def new_figure(width: float, height: float) -> Any:
+    """A figure, in inches, that belongs to no window system and to no global state of matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def new_axes() -> tuple[Any, Any]:
+    """A figure with one picture."""
+    figure = new_figure(8, 5)
     return figure, figure.add_subplot()
+
+
+def plain(axes: Any) -> None:
+    """A grid, and no frame around it."""
+    axes.grid(True, color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def label_clipped(axes: Any, curves: Mapping[str, Curve], top: float) -> None:
@@ -188,11 +202,17 @@ def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | 
     tell_apart(axes)
     if train_length is not None:
         axes.axvline(train_length, color="0.35", linestyle=(0, (1, 1.5)), linewidth=2, label=f"trained at {train_length:,}", zorder=0)
-    axes.grid(True, color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
 
 
 def save(figure: Any, path: Path) -> Path:
     """Write the picture in one step: a reader never sees half of one."""
     return replace_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or None, dpi=160))
+
+
+def data_uri(figure: Any) -> str:
+    """The picture as SVG within an address, so that a page needs no other file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -5,38 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
+from ..page import render
+from ..plotting import data_uri
 from .arguments import DATASET_FLAGS, SCRATCH_FLAGS, CompareArguments
-from .plots import data_uri, length_figure, loss_figure, position_figure
+from .plots import length_figure, loss_figure, position_figure
 from .runs import Study
 from .summary import Summary
 
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+TEMPLATE = """
+{% extends "page" %}
+{% block style %}
 .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .results th { cursor: pointer; }
 td.best { font-weight: 700; }
-img { max-width: 100%; height: auto; }
-code, pre { font: .9rem ui-monospace, monospace; }
-pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.missing { border-left: 4px solid #D55E00; padding-left: 1rem; }
-</style>
-</head>
-<body>
+{% endblock %}
+{% block body %}
 <h1>{{ title }}</h1>
 <p>{{ done }} of {{ runs | length }} runs: {{ work }}. Every run of a seed starts from the same weights and sees the same text in the same
 order.</p>
@@ -98,16 +81,15 @@ document.querySelectorAll(".results th").forEach((heading, column) => heading.on
   body.append(...[...body.rows].sort(order));
 });
 </script>
-</body>
-</html>
+{% endblock %}
 """
 
 
 def page(study: Study, summaries: list[Summary], title: str, work: str) -> str:
     """The study as HTML, everything within it; whatever a name or a message holds is shown, not obeyed."""
     a = study.arguments
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(TEMPLATE)
-    return template.render(
+    return render(
+        TEMPLATE,
         title=title,
         work=work,
         done=len(study.results),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..plotting import ceiling, clipped, dress, from_the_top, label_clipped, new_axes, styles, tell_apart, usable
+from ..plotting import ceiling, clipped, dress, from_the_top, label_clipped, new_axes, plain, styles, tell_apart, usable
 from .summary import Spread, Summary
 
 Curves = Mapping[str, Mapping[int, Spread]]
@@ -67,14 +65,6 @@ def finish(figure: Any, axes: Any, xlabel: str, ylabel: str) -> Any:
     """Labels, grid and legend."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
     tell_apart(axes)
-    axes.grid(True, color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
     return figure
-
-
-def data_uri(figure: Any) -> str:
-    """The picture as SVG within an address, so that a page needs no other file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
