@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..base import Geometry
+from ..base import ENCODINGS, Geometry, create
 from ..options import count, positive
 from .rope import RoPE, scaled_already
 
@@ -55,6 +55,27 @@ class ScaledRoPE(RoPE):
     @property
     def context_length(self) -> int:
         return round(self.factor * self.native_length)
+
+
+def scheme(
+    name: str, base: str, geometry: Geometry, factor: float | None, target_length: int | None, options: dict[str, Any] | None
+) -> RoPE:
+    """The encoding `base` that `name` is to stand on, one with frequencies [r/2] of its own.
+
+    Args:
+        factor, target_length: for `base`, if they are given; options: further ones, by name.
+
+    Raises:
+        ValueError: it has none, or one set for each length of a text, head or step of training.
+    """
+    if options is not None and not isinstance(options, dict):
+        raise ValueError(f"options of {name!r} are those of {base!r} by name, got {options!r}")
+    given = {"factor": factor, "target_length": target_length}
+    fixed = isinstance(base, str) and base != name and issubclass(ENCODINGS[base], RoPE)
+    encoding = create(base, geometry, **{k: v for k, v in given.items() if v is not None}, **(options or {})) if fixed else None
+    if not isinstance(encoding, RoPE) or encoding.frequencies() is None:
+        raise ValueError(f"{name!r} stands on an encoding with fixed frequencies, such as 'rope', 'ntk' or 'yarn', got {base!r}")
+    return encoding
 
 
 def stretch(name: str, native_length: int, factor: float | None, target_length: int | None) -> float:
