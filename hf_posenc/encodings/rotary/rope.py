@@ -10,7 +10,8 @@ from ..base import Geometry, PositionalEncoding, at_hand, precise, register, wid
 from ..options import LARGEST_BASE, positive
 
 Place = Callable[[Tensor], Tensor]
-"""Positions of tokens, in float64 and of any shape -> the positions, whole or not, that they are turned to."""
+"""Positions of tokens, in float64 and of any shape -> the positions, whole or not, that they are turned to; one for each pair of
+dimensions along a last axis, which may be added."""
 KEPT_TOKENS = 2048
 BY_LENGTH = ("dynamic", "longrope")
 """Native schemes whose frequencies change with the length of the text."""
@@ -41,11 +42,12 @@ def cos_sin(pos: Tensor, inv_freq: Tensor, factor: float | Tensor, like: Tensor)
     """Cosine and sine [B,1,T,n] of the angles pos [B,T] * inv_freq [n], times `factor`, in the precision that suits `like`.
 
     A `factor` for each token is [B,1,T,1]. `inv_freq` is [G,n] where each key-value head has its own, and so are then the cosines:
-    [B,G,T,n]; it is [B,1,1,n] where each row of the batch has its own.
+    [B,G,T,n]; it is [B,1,1,n] where each row of the batch has its own. `pos` is [B,T,n] where each pair has its own.
     """
     wide = precise(like[..., :0], like).dtype
     factor = precise(factor, like) if isinstance(factor, Tensor) else factor
-    angle = _exact(pos)[:, None, :, None] * precise(inv_freq[:, None] if inv_freq.ndim == 2 else inv_freq, like)
+    where = _exact(pos)[:, None] if pos.ndim == 3 else _exact(pos)[:, None, :, None]
+    angle = where * precise(inv_freq[:, None] if inv_freq.ndim == 2 else inv_freq, like)
     return angle.cos().to(wide) * factor, angle.sin().to(wide) * factor
 
 
