@@ -1,8 +1,6 @@
 import pytest
 import torch
-from tiny import tiny_model
 
-import hf_posenc
 from hf_posenc.encodings import create
 
 
@@ -16,14 +14,6 @@ def test_multiplies_by_one_and_the_row_of_the_position(geometry):
             row = multiplicative.table[pos[b, t]].tolist()
             assert out[b, t].tolist() == pytest.approx([a * (1 + p) for a, p in zip(x[b, t].tolist(), row, strict=True)])
     assert multiplicative.embed(x.bfloat16(), pos).dtype == torch.bfloat16
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_starts_without_positions(family):
-    ids = torch.arange(3, 12)[None]
-    plain, model = (hf_posenc.patch(tiny_model(family), name)(ids).logits for name in ("nope", "multiplicative"))
-    assert torch.equal(model, plain)
 
 
 def test_past_the_table(geometry):
