@@ -8,10 +8,10 @@ from hf_posenc.encodings import create
 
 
 def added(floater, length, dtype=torch.float64):
-    """What is added to queries and keys of `length` tokens: [T,H,D] and [T,G,D]."""
+    """What is added to queries, keys and values of `length` tokens: [T,H,D], and two of [T,G,D]."""
     g, pos = floater.geometry, torch.arange(length)[None]
-    zeros = (torch.zeros(1, heads, length, g.head_dim, dtype=dtype) for heads in (g.num_heads, g.num_kv_heads))
-    return [x[0].transpose(0, 1) for x in floater.rotate(*zeros, pos, pos)]
+    q, k, v = (torch.zeros(1, heads, length, g.head_dim, dtype=dtype) for heads in (g.num_heads, g.num_kv_heads, g.num_kv_heads))
+    return [x[0].transpose(0, 1) for x in (*floater.rotate(q, k, pos, pos), floater.value(v, pos))]
 
 
 @pytest.fixture
@@ -30,12 +30,13 @@ def test_linear_dynamics_are_a_matrix_exponential(floater, stride, tolerance):
     torch.manual_seed(0)
     floater.stride = stride
     a = torch.rand(8, 8, dtype=torch.float64) / 4  # what is above 0 stays there
-    for start in (floater.start_q, floater.start_k):
+    starts = floater.start_q, floater.start_k, floater.start_v
+    for start in starts:
         start.uniform_(0.5, 1)
     floater.double()
     floater.w1.copy_(torch.eye(8, 9)), floater.w2.copy_(torch.nn.functional.pad(a, (0, 1)))
     floater.b1.zero_(), floater.b2.zero_()
-    for found, start in zip(added(floater, 150), (floater.start_q, floater.start_k), strict=True):
+    for found, start in zip(added(floater, 150), starts, strict=True):
         expected = torch.stack([start @ torch.linalg.matrix_exp(a * (0.01 * t)).T for t in range(150)])
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
 

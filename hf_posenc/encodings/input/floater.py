@@ -13,9 +13,9 @@ from .limited import Limited
 class Floater(Limited):
     """Positions by a continuous dynamical model (Liu et al., 2020, arXiv:2003.09229, section 3; FLOATER).
 
-    q_i -> q_i + p_q(i), k_j -> k_j + p_k(j) in every layer, with p(t) = p(0) + integral of h(s, p(s)) from 0 to t, and h a learned
-    network, W2 [relu(W1 [p | s] + b1) | s] + b2, in time s = step * tokens. Solved by Runge-Kutta of order 4 over `stride` tokens at a
-    time, with cubic (Hermite) interpolation between; without gradients the solution is kept until the parameters change.
+    q_i -> q_i + p_q(i), k_j -> k_j + p_k(j), v_j -> v_j + p_v(j) in every layer, with p(t) = p(0) + integral of h(s, p(s)) from 0 to t
+    and h a learned network, W2 [relu(W1 [p | s] + b1) | s] + b2, in time s = step * tokens. Solved by Runge-Kutta of order 4 over
+    `stride` tokens at a time, cubic (Hermite) between; without gradients the solution is kept until the parameters change.
 
     Args:
         max_positions: T in tokens; default the native context. No parameter depends on it.
@@ -38,7 +38,8 @@ class Floater(Limited):
         super().__init__(geometry, max_positions)
         self.step, self.stride = positive("step", step), count("stride", stride, at_most=1 << 16)
         width = geometry.head_dim
-        self.start_q, self.start_k = (nn.Parameter(torch.zeros(n, width)) for n in (geometry.num_heads, geometry.num_kv_heads))
+        heads = geometry.num_heads, geometry.num_kv_heads, geometry.num_kv_heads
+        self.start_q, self.start_k, self.start_v = (nn.Parameter(torch.zeros(n, width)) for n in heads)
         self.w1, self.b1 = nn.Parameter(torch.empty(width, width + 1)), nn.Parameter(torch.zeros(width))
         self.w2, self.b2 = nn.Parameter(torch.zeros(width, width + 1)), nn.Parameter(torch.zeros(width))
         nn.init.xavier_normal_(self.w1)
@@ -50,8 +51,11 @@ class Floater(Limited):
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         return self._moved(q, q_pos, "start_q"), self._moved(k, k_pos, "start_k")
 
+    def value(self, v: Tensor, pos: Tensor) -> Tensor:
+        return self._moved(v, pos, "start_v")
+
     def _moved(self, x: Tensor, pos: Tensor, start: str) -> Tensor:
-        """x [B,H,T,D] at `pos` [1 or B,T], and what has become of the parameter `start` [H,D] there."""
+        """x [B,H,T,D] at `pos` [1 or B,T], and what has become of the parameter `start` [H,D] there; of values as wide as they are."""
         if not x.shape[2]:
             return x
         last = int(pos.max()) if at_hand(pos) else self.rows - 1
@@ -61,7 +65,7 @@ class Floater(Limited):
         h, h_next = h * (self.step * self.stride), h_next * (self.step * self.stride)
         rise = p_next - p
         here = p + u * (rise + (1 - u) * ((1 - u) * (h - rise) - u * (h_next - rise)))
-        return x + here.transpose(1, 2).to(x.dtype)
+        return x + F.pad(here, (0, x.shape[-1] - here.shape[-1])).transpose(1, 2).to(x.dtype)
 
     def _solved(self, start: str, nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """p and h [N,H,D] at tokens 0, stride, 2 stride ..."""
@@ -78,14 +82,14 @@ class Floater(Limited):
         return solved
 
     def _solve(self, start: str, nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        w1, b1, w2, b2 = (precise(x, like) for x in (self.w1, self.b1, self.w2, self.b2))
+        # Copies, which lie in memory alike wherever a checkpoint has put the parameters: the sums are then rounded alike.
+        w1, b1, w2, b2, p = (precise(x, like).clone() for x in (self.w1, self.b1, self.w2, self.b2, getattr(self, start)))
 
         def h(s: float, p: Tensor) -> Tensor:
             hidden = torch.relu(F.linear(p, w1[:, :-1], b1 + s * w1[:, -1]))
             return F.linear(hidden, w2[:, :-1], b2 + s * w2[:, -1])
 
-        p, ds = precise(getattr(self, start), like), self.step * self.stride
-        found = []
+        ds, found = self.step * self.stride, []
         for n in range(nodes):
             s = n * ds
             h1 = h(s, p)
