@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 LARGEST = 1e6
 """Of numbers that have no reason to be large: products of a few of them are finite in float32."""
+LARGEST_FLOAT = sys.float_info.max
 LARGEST_BASE = 1e12
 """Of the bases of frequencies."""
 FARTHEST = 1 << 40
@@ -36,7 +38,7 @@ def number(name: str, value: Any, at_least: float = -math.inf, at_most: float = 
         ValueError: it is not.
     """
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not at_least <= value <= at_most:
+    if not real or not max(at_least, -LARGEST_FLOAT) <= value <= min(at_most, LARGEST_FLOAT):  # NaN is not within anything
         bounds = [f"{word} {bound:g}" for word, bound in (("at least", at_least), ("at most", at_most)) if math.isfinite(bound)]
         raise ValueError(f"{name} must be a finite number{' of ' * bool(bounds)}{' and '.join(bounds)}, got {value!r}")
     return float(value)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import scores_of
 
 from hf_posenc.encodings import ENCODINGS, create, options_of
 
@@ -28,7 +29,7 @@ def test_a_value_is_refused_by_name_or_works(geometry, random_qk, name, option, 
     length = 12 if encoding.any_length else min(12, encoding.context_length)
     q, k, pos = (x[..., :length, :] if x.ndim == 4 else x[..., :length] for x in random_qk(geometry, 12))
     for dtype in (torch.float32, torch.bfloat16):
-        seen = encoding.scores(q.to(dtype), k.to(dtype), pos, pos).tril()
+        seen = scores_of(encoding, q.to(dtype), k.to(dtype), pos, pos).tril()
         assert not seen.isnan().any() and not seen.isposinf().any() and seen.diagonal(dim1=2, dim2=3).isfinite().all()
         assert encoding.embed(torch.zeros(2, length, 32, dtype=dtype), pos).isfinite().all()
 

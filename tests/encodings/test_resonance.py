@@ -50,7 +50,7 @@ def test_scores(geometry, random_qk, rotary_scores):
 
 @pytest.mark.parametrize("base", ["alibi", "dynamic_ntk", "longrope", "resonance", 3])
 def test_stands_on_fixed_frequencies_alone(geometry, base):
-    with pytest.raises(ValueError, match="'resonance' stands on an encoding with fixed frequencies"):
+    with pytest.raises(ValueError, match="base of 'resonance' is an encoding with fixed frequencies"):
         create("resonance", geometry, base=base, factor=None if base in ("alibi", "resonance", 3) else 2.0)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,10 +59,10 @@ class LogisticSelfExtend(ExtendedRoPE):
             )
         return capacities[at]
 
-    def _sizes(self, capacity: int) -> Tensor:
+    def _sizes(self, capacity: int) -> np.ndarray:
         """Tokens of each of the groups [L - W] for which there are distances."""
-        x = torch.arange(self.native_length - self.window, dtype=torch.float64)
-        return (capacity / (1 + (capacity - 1) * torch.exp(-self.rate * x))).floor().clamp(1, capacity - 1)
+        x = np.arange(self.native_length - self.window)
+        return np.floor(capacity / (1 + (capacity - 1) * np.exp(-self.rate * x))).clip(1, capacity - 1).astype(np.int64)
 
     def _reach(self, capacity: int) -> int:
         return self.window + 1 + int(self._sizes(capacity).sum())
@@ -72,7 +73,7 @@ class LogisticSelfExtend(ExtendedRoPE):
 
     def reset_buffers(self) -> None:
         super().reset_buffers()
-        self.set_buffer("ends", self._sizes(self.capacity).cumsum(0).long())
+        self.set_buffer("ends", torch.from_numpy(self._sizes(self.capacity).cumsum()))
 
     def stored(self, pos: Tensor) -> Tensor:
         return torch.bucketize(pos, self.ends.to(pos)).to(pos)

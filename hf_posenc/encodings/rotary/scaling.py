@@ -71,10 +71,10 @@ def scheme(
     if options is not None and not isinstance(options, dict):
         raise ValueError(f"options of {name!r} are those of {base!r} by name, got {options!r}")
     given = {"factor": factor, "target_length": target_length}
-    fixed = isinstance(base, str) and base != name and issubclass(ENCODINGS[base], RoPE)
+    fixed = isinstance(base, str) and base in ENCODINGS and base != name and issubclass(ENCODINGS[base], RoPE)
     encoding = create(base, geometry, **{k: v for k, v in given.items() if v is not None}, **(options or {})) if fixed else None
     if not isinstance(encoding, RoPE) or encoding.frequencies() is None:
-        raise ValueError(f"{name!r} stands on an encoding with fixed frequencies, such as 'rope', 'ntk' or 'yarn', got {base!r}")
+        raise ValueError(f"base of {name!r} is an encoding with fixed frequencies, such as 'rope', 'ntk' or 'yarn', got {base!r}")
     return encoding
 
 
