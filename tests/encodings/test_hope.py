@@ -23,7 +23,11 @@ def test_scores(geometry, random_qk, rotary_scores):
     torch.testing.assert_close(create("hope", geometry, turns=0.2).scores(q, k, pos, pos), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("turns", [0, -1, float("inf"), 3.0])
+def test_the_fastest_pair_turns_in_any_case(geometry):
+    assert create("hope", geometry, turns=3.0).inv_freq.tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("turns", [0, -1, float("inf"), "one"])
 def test_bad_options(geometry, turns):
     with pytest.raises(ValueError, match="turns"):
         create("hope", geometry, turns=turns)

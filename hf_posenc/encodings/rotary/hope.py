@@ -19,7 +19,7 @@ class HoPE(UnscaledRoPE):
     the attention and to fail beyond L, get 0 and carry content only. Like `p_rope`, with the fraction from L. Not the hyperbolic HoPE.
 
     Args:
-        turns: turns within L below which a pair stands still.
+        turns: turns within L below which a pair stands still; the fastest pair never does.
 
     Needs training from scratch, or fine-tuning. The authors published no code. Differs from the paper: it finds the first of the slower
     pairs by what a trained model does; where it begins is an option here.
@@ -30,9 +30,8 @@ class HoPE(UnscaledRoPE):
     def __init__(self, geometry: Geometry, *, turns: float = 1.0):
         super().__init__(geometry)
         self.turns = positive("turns", turns)
-        if geometry.max_positions < 2 * math.pi * self.turns:  # the fastest pair makes one radian a token
-            raise ValueError(f"turns = {turns!r} leaves no pair that turns within {geometry.max_positions} tokens; use 'nope' for that")
 
     def inverse_frequencies(self) -> Tensor:
         plain = power_frequencies(self.theta, self.dim)
-        return torch.where(plain * self.geometry.max_positions >= 2 * math.pi * self.turns, plain, 0.0)
+        slowest = min(2 * math.pi * self.turns / self.geometry.max_positions, 1.0)
+        return torch.where(plain >= slowest, plain, 0.0)
