@@ -60,10 +60,13 @@ class LongRoPE(RoPEByLength):
         super().__init__(geometry, factor=factor, target_length=target_length)
         n = self.dim // 2
         self.short = _factors("short_factor", _first(native.get("short_factor"), short_factor, [1.0] * n), n)
-        ntk = [self.factor ** (2 * k / max(self.dim - 2, 1)) for k in range(n)]
-        self.long = _factors("long_factor", _first(native.get("long_factor"), long_factor, ntk), n)
+        self.long = _factors("long_factor", _first(native.get("long_factor"), long_factor, self.first_factors()), n)
         default = math.sqrt(1 + math.log(self.factor) / math.log(self.length))
         self.attention_factor = positive("attention_factor", _first(attention_factor, native.get("attention_factor"), default))
+
+    def first_factors(self) -> list[float]:
+        """lambda beyond L, where no search has found another."""
+        return [self.factor ** (2 * k / max(self.dim - 2, 1)) for k in range(self.dim // 2)]
 
     @property
     def native_length(self) -> int:
