@@ -61,4 +61,9 @@ def at_distance(by_distance: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
 
     A distance beyond either end takes the number at that end.
     """
-    return by_distance.gather(-1, distances(q_pos, k_pos, by_distance.shape[-1]).expand(*by_distance.shape[:3], -1))
+    return looked_up(by_distance, distances(q_pos, k_pos, by_distance.shape[-1])[:, 0])
+
+
+def looked_up(numbers: Tensor, index: Tensor) -> Tensor:
+    """Of numbers [B,H,T,L], those at `index` [1 or B,T,N] of each row, the same for all heads: [B,H,T,N]."""
+    return numbers.gather(-1, index[:, None].expand(*numbers.shape[:3], -1))

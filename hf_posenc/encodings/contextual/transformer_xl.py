@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Geometry, PositionalEncoding, at_hand, has_values, precise, register
+from ..options import FARTHEST, count
 from .shaw import at_distance
 
 INIT_STD = 0.02
@@ -18,7 +19,10 @@ class TransformerXL(PositionalEncoding):
     score(i, j) = [(q_i + u_h) k_j + (q_i + v_h) W_h R(i - j)] / sqrt(D), with R(t) = [sin(t f_k) | cos(t f_k)], f_k = 10000^(-2k/M), and
     u, v, W learned for each head of each layer.
 
-    Needs training. Differs from the paper: u and v are not shared by the layers, as in XLNet.
+    Args:
+        clamp_len: tokens; all greater distances count as this one.
+
+    Needs training. Differs from the paper: u and v are not shared by the layers.
     """
 
     inv_freq: Tensor
@@ -28,10 +32,11 @@ class TransformerXL(PositionalEncoding):
     takes_reach = True
     needs_training = "pretraining or fine-tuning"
 
-    def __init__(self, geometry: Geometry):
+    def __init__(self, geometry: Geometry, *, clamp_len: int | None = None):
         super().__init__(geometry)
+        self.farthest = FARTHEST if clamp_len is None else count("clamp_len", clamp_len)
         if geometry.hidden_size % 2:
-            raise ValueError(f"transformer_xl pairs sines and cosines of the model's width, but hidden_size is odd: {geometry.hidden_size}")
+            raise ValueError(f"{self.name} pairs sines and cosines of the model's width, but hidden_size is odd: {geometry.hidden_size}")
         heads, width = geometry.num_heads, geometry.head_dim
         self.u = nn.Parameter(torch.randn(heads, width) * INIT_STD)
         self.v = nn.Parameter(torch.randn(heads, width) * INIT_STD)
@@ -44,10 +49,10 @@ class TransformerXL(PositionalEncoding):
     def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float, reach: int | None = None) -> Tensor:
         content = self._content_term(precise(k, q), scaling)
         if reach is None and q.shape[2] == 1 and not at_hand(k_pos):
-            return self._one_query(q, (q_pos - k_pos).clamp(min=0), scaling) + content
+            return self._one_query(q, (q_pos - k_pos).clamp(0, self.farthest), scaling) + content
         if reach is None:
             reach = 1 + int((q_pos.max() - k_pos.min()).clamp(min=0)) if k_pos.numel() and has_values(k_pos) else 1
-        by_distance = self._position_term(q, torch.arange(reach, device=q.device), scaling)
+        by_distance = self._position_term(q, torch.arange(min(reach, self.farthest + 1), device=q.device), scaling)
         return at_distance(by_distance, q_pos, k_pos) + content
 
     def _content_term(self, k: Tensor, scaling: float) -> Tensor:
