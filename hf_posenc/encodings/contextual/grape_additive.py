@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..base import Geometry, PositionalEncoding, precise, register
+from ..bias.alibi import native_slopes
+from ..options import one_of
+
+GATES = ("q", "k", "qk")
+STARTS = ("normal", "alibi")
+EPS = 1e-6
+
+
+@register("grape_additive")
+class GRAPEAdditive(PositionalEncoding):
+    """Additive group representational encoding (Zhang et al., 2025, arXiv:2512.07805, GRAPE-A): ALiBi with slopes from the content.
+
+    score(i, j) = q_i k_j / sqrt(D) - (i - j) m_h w_h [softplus(v_h q_i / sqrt(D)) + softplus(u_h k_j / sqrt(D))], with ALiBi's slopes m
+    (or the model's own), w_h > 0 and vectors u, v of length 1, learned for each head of each layer.
+
+    Args:
+        gate: which of the two summands there are: those of the query "q", of the key "k", or both, "qk".
+        init: "normal" directions, and w = 1; or "alibi": u and v are of any length, at first 0, and w such that the slopes are ALiBi's.
+
+    Needs training. Differs from the authors' code: queries and keys are as the model has them, without the norm they are given there.
+    """
+
+    slopes: Tensor
+    relative = True
+    per_layer = True
+    needs_training = "pretraining or fine-tuning"
+
+    def __init__(self, geometry: Geometry, *, gate: str = "qk", init: str = "normal"):
+        super().__init__(geometry)
+        one_of("gate", gate, GATES)
+        self.directed = one_of("init", init, STARTS) == "normal"
+        shape = geometry.num_heads, geometry.head_dim
+        start, w = (torch.randn, 1.0) if self.directed else (torch.zeros, 1 / len(gate) / math.log(2))
+        self.starts_as = "" if self.directed else "alibi"
+        self.v = nn.Parameter(start(shape)) if "q" in gate else None
+        self.u = nn.Parameter(start(shape)) if "k" in gate else None
+        self.w = nn.Parameter(torch.full(shape[:1], math.log(math.expm1(w))))
+
+    def reset_buffers(self) -> None:
+        self.set_buffer("slopes", native_slopes(self.geometry))
+
+    def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
+        slope = precise(self.slopes, q) * F.softplus(precise(self.w, q))
+        distance = precise((q_pos[:, None, :, None] - k_pos[:, None, None, :]).clamp(min=0), q)
+        total = self._gate(self.v, q, q).mT + self._gate(self.u, k, q)
+        return -slope[:, None, None] * total * distance
+
+    def _gate(self, vectors: Tensor | None, x: Tensor, like: Tensor) -> Tensor:
+        """softplus(v x / sqrt(D)) for queries or keys x [B,H or G,T,D]: [B,H,1,T]; 0 without vectors."""
+        if vectors is None:
+            return precise(torch.zeros(1, 1, 1, 1), like)
+        v = precise(vectors, like)
+        v = F.normalize(v, dim=-1, eps=EPS) if self.directed else v
+        v = v.unflatten(0, (x.shape[1], -1)) * x.shape[-1] ** -0.5
+        return F.softplus(v @ precise(x, like).mT).flatten(1, 2)[:, :, None]
