@@ -23,8 +23,8 @@ class ShiftedRoPE(RemappedRoPE):
         authors_code: the defaults of the authors' code, and so of their results: S = 0.33 L, and an `attention_factor` of
             0.1 ln 2 + 1 = 1.0693 at every length.
 
-    Works without training. Differs from the authors' code: when it reads a text, its two windows overlap by one, and key i - S is
-    attended to twice, S and W tokens away; when it decodes they do not.
+    Works without training. Differs from the authors' code, unless it is asked for: no factor, and S = L / 3. And when it reads a
+    text, its two windows overlap by one, and key i - S is attended to twice, S and W tokens away; when it decodes they do not.
     """
 
     relative = True
