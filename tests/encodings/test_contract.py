@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import scores_of
+from tiny import options_for, scores_of
 
 from hf_posenc.encodings import ENCODINGS, Geometry, PositionalEncoding, create, options_of, register
 
@@ -13,8 +13,12 @@ ALL = list(ENCODINGS)
 
 
 def build(name, geometry):
-    """With options for those that need some."""
-    return create(name, geometry, **({"factor": 4.0} if "factor" in options_of(ENCODINGS[name]) else {}))
+    return create(name, geometry, **options_for(name))
+
+
+def far(encoding, tokens, length):
+    """So many tokens on, or about as many as it is defined for behind a text of `length`: a number that no group of positions divides."""
+    return tokens if encoding.any_length else min(tokens, encoding.context_length - length - 1)
 
 
 def precise_buffers(encoding):
@@ -28,7 +32,7 @@ def test_relative_means_that_only_the_distance_counts(geometry, random_qk, name)
     for parameter in encoding.parameters():  # some start at zero
         parameter.data.add_(torch.rand_like(parameter) / 10)
     q, k, pos = random_qk(geometry, 40)
-    scores, moved = scores_of(encoding, q, k, pos, pos), scores_of(encoding, q, k, pos + 1009, pos + 1009)  # prime: no period hides
+    scores, moved = (scores_of(encoding, q, k, p, p) for p in (pos, pos + far(encoding, 1009, 40)))  # prime: no period hides
     moves = not torch.allclose(scores.tril(), moved.tril(), rtol=0, atol=1e-8)
     x = torch.ones(2, 4, geometry.hidden_size)
     moves |= not torch.equal(encoding.embed(x, pos[:, :4]), encoding.embed(x, pos[:, 4:8]))
@@ -62,7 +66,7 @@ def test_half_precision_does_not_touch_buffers(geometry, name, dtype):
 def test_scores_in_half_precision_are_those_in_float64(geometry, random_qk, name):
     encoding = build(name, geometry)
     q, k, pos = random_qk(geometry, 12)
-    pos = pos + 3000
+    pos = pos + far(encoding, 3000, 12)
     exact = scores_of(encoding, q, k, pos, pos)
     half = scores_of(encoding, q.bfloat16(), k.bfloat16(), pos, pos)
     torch.testing.assert_close(half.tril().double(), exact.tril(), rtol=0.05, atol=0.15)
