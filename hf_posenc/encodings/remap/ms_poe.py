@@ -59,7 +59,7 @@ class MsPoE(RoPE):
         self.ratios = [self.low + (self.high - self.low) * by_outliers.index(g) / heads for g in range(heads)]
 
     def inverse_frequencies(self) -> Tensor:
-        return (super().inverse_frequencies() / torch.tensor(self.ratios, dtype=torch.float64)[:, None]).float()
+        return super().inverse_frequencies() / torch.tensor(self.ratios)[:, None]
 
     def rope_parameters(self):
         return None
