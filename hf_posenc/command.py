@@ -23,7 +23,7 @@ def exit_status(run: Callable[[], object]) -> int:
     return 0
 
 
-def parse_option(option: str) -> tuple[str, Any]:
+def parse_option(option: str, flag: str = "--option") -> tuple[str, Any]:
     """`window=1024` as ("window", 1024); the value is JSON, or else a string.
 
     Raises:
@@ -31,7 +31,7 @@ def parse_option(option: str) -> tuple[str, Any]:
     """
     name, equals, value = option.partition("=")
     if not equals or not name:
-        raise ValueError(f"--option {option!r} is not of the form key=value")
+        raise ValueError(f"{flag} {option!r} is not of the form key=value")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

@@ -17,7 +17,7 @@ of time and memory from one real micro-batch: --estimate-only true stops there. 
 compares encoding and logits. Everything of transformers' TrainingArguments is a flag too: --learning-rate, --bf16, --report-to,
 --activation-checkpointing, --eval-strategy steps --eval-steps 100 --metric-for-best-model nll@4096 --load-best-model-at-end.
 
-    --pose-target 16384                          PoSE: train on short rows for a long context
+    --position-scheme pose --position-target 16384   PoSE: train on short rows for a long context
     --anneal factor=1:16 --anneal-shape geometric    an option of the encoding that changes with the steps
     --length-schedule 0=1024 200=4096            short rows first
     --boundaries cross                           blocks run across documents, which otherwise do not see each other

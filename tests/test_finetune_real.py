@@ -56,6 +56,6 @@ def test_skipped_positions_reach_lengths_that_were_never_trained(short_model, tm
     """RoPE as it is, 60 steps at 64 bytes: 2.11 nats at 256 without PoSE, 1.93 with it; 1.87 and 1.89 at 64."""
     more = ["--max_steps", "60", "--learning_rate", "1e-3"]
     _, plain = bytes_run(short_model, tmp_path / "plain", *more)
-    _, pose = bytes_run(short_model, tmp_path / "pose", *more, "--pose_target", "256")
+    _, pose = bytes_run(short_model, tmp_path / "pose", *more, "--position_scheme", "pose", "--position_target", "256")
     assert pose["eval_nll@256"] < plain["eval_nll@256"] - 0.1
     assert abs(pose["eval_nll@64"] - plain["eval_nll@64"]) < 0.06

@@ -104,7 +104,12 @@ def test_every_number_has_bounds(name, field, value, tmp_path):
         ("finetune", ["--block_size", "0"], "--block_size must be an integer of at least 2"),
         ("finetune", ["--block_size", "1"], "--block_size must be an integer of at least 2"),
         ("finetune", ["--eval_lengths", "0"], "--eval_lengths must be an integer of at least 2"),
-        ("finetune", ["--pose_target", "512"], "--pose_target 512 leaves no positions to skip for blocks of 1024 tokens"),
+        ("finetune", ["--pose_target", "512"], "unknown flag '--pose_target'. Did you mean '--position_target'"),
+        (
+            "finetune",
+            ["--position_scheme", "pose", "--position_target", "512"],
+            "--position_target 512 leaves no positions to skip for blocks of 1024 tokens",
+        ),
         ("finetune", ["--learning_rate", "nan"], "--learning_rate must be a finite number"),
         ("finetune", ["--learning_rate", "-1"], "--learning_rate must be a finite number of at least 0"),
         ("finetune", ["--adam_beta1", "nan"], "--adam_beta1 must be a finite number"),

@@ -117,7 +117,7 @@ def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path)
     short = ["--eval_lengths", "32", "64", "--eval_tokens", "128", "--max_steps", "4", "--warmup_steps", "1", "--save_steps", "2"]
     short += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"]
     short += ["--target_length", "256"] * bool(asked.encoding.target_length)
-    short += ["--pose_target", "256"] * bool(asked.course.pose_target)
+    short += ["--position_target", "256"] * bool(asked.course.position_scheme)
     short += ["--anneal_steps", "3"] * bool(asked.course.anneal)
     short += ["--length_schedule", "0=8", "1=16", "3=32"] * bool(asked.course.length_schedule)
     prepared = prepare(finetuning.parse(["--preset", preset, *arguments(family, text, tmp_path, *short)]))
@@ -126,7 +126,7 @@ def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path)
     seen = seen[-8:]  # 4 steps of 2, after the estimate and the evaluation at the start
     assert [len(ids[0]) for ids, _ in seen] == ([8, 8, 16, 16, 16, 16, 32, 32] if asked.course.length_schedule else [32] * 8)
     assert {ids.numel() for ids, _ in seen} == {32}
-    assert any(positions.max() >= 64 for _, positions in seen) == bool(asked.course.pose_target)
+    assert any(positions.max() >= 64 for _, positions in seen) == bool(asked.course.position_scheme)
     if asked.course.anneal:
         values = [entry["rope.theta"] for entry in trainer.state.log_history if "rope.theta" in entry]
         assert (values[0], values[-1], len(values)) == (500_000, 15_300_000, 4) and values == sorted(values)
@@ -143,7 +143,7 @@ def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path)
 
 COURSES = {
     "kerple": ["--encoding", "kerple", "--gradient_accumulation_steps", "2"],
-    "pose": ["--encoding", "linear", "--factor", "4", "--pose_target", "256"],
+    "pose": ["--encoding", "linear", "--target_length", "256", "--position_scheme", "pose"],
     "anneal": ["--encoding", "yarn", "--anneal", "factor=1:4", "--anneal_steps", "5"],
     "lengths": ["--encoding", "alibi", "--length_schedule", "0=8", "2=16", "4=32"],
     "lora": ["--encoding", "kerple", "--lora_rank", "2", "--lora_dropout", "0.5"],
@@ -162,6 +162,32 @@ def test_an_interrupted_run_ends_where_it_would_have(course, gpt2, model, text, 
     assert equal(whole, weights(tmp_path))
     assert [e["loss"] for e in log if "loss" in e] == [e["loss"] for e in history(tmp_path) if "loss" in e]
     assert not equal(whole, weights(tmp_path / "checkpoint-3"))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "more"),
+    [
+        ("pose", ["--encoding", "alibi", "--position_target", "64", "--boundaries", "respect", "--position_option", "chunks=3"]),
+        ("cream", ["--encoding", "alibi", "--position_target", "64", "--length_schedule", "0=8", "2=32"]),
+        ("shape", ["--encoding", "sinusoidal", "--position_option", "max_offset=40"]),
+        ("cape", ["--encoding", "rope", "--option", "theta=500"]),
+        ("giraffe", ["--encoding", "fire"]),
+        ("position_coupling", ["--encoding", "rope", "--option", "theta=500", "--position_option", "max_position=9"]),
+    ],
+)
+def test_position_schemes(scheme, more, model, tmp_path, capsys):
+    """Documents are kept apart, every batch of training is at other positions, and what is measured beside it is not."""
+    text = tmp_path / "sums.jsonl"
+    text.write_text("".join(json.dumps({"text": f"{a}+{a * 7}={str(a * 8)[::-1]}"}) + "\n" for a in range(10, 200)))
+    argv = ["--model", str(model), "--dataset", str(text), "--output_dir", str(tmp_path / "out"), "--block_size", "32", "--max_steps", "3"]
+    prepared = prepare(finetuning.parse([*argv, "--use_cpu", "true", "--save_strategy", "no", "--position_scheme", scheme, *more]))
+    assert f"positions: {scheme}" in capsys.readouterr().out
+    seen, masks = watch(prepared[1].model), []
+    prepared[1].model.register_forward_pre_hook(lambda module, args, given: masks.append(given.get("attention_mask")), with_kwargs=True)
+    train(*prepared)
+    assert seen and all(int(mask.max()) > 2 for mask in masks if mask is not None) == prepared[0].boundaries
+    assert not any(torch.equal(positions, torch.arange(ids.shape[1]).expand_as(ids)) for ids, positions in seen)
+    assert math.isfinite(prepared[2].last["eval_nll@32"])
 
 
 def test_a_finished_run_is_left_as_it_is(model, text, tmp_path):
@@ -477,13 +503,19 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
         (["--encoding", "alibi", "--block_size", "100000"], "fewer than one block of 100,000"),
         (["--encoding", "alibi", "--eval_lengths", "4096"], "held out for the test at 4,096 tokens"),
         (["--encoding", "learned", "--eval_lengths", "128"], "past the learned table of"),
-        (["--encoding", "learned", "--pose_target", "128"], "past the learned table of"),
+        (["--encoding", "learned", "--position_scheme", "pose", "--position_target", "128"], "past the learned table of"),
+        (["--encoding", "learned", "--position_scheme", "shape"], "past the learned table of"),
+        (["--encoding", "learned", "--position_scheme", "cape"], "'learned' is not defined"),
+        (["--encoding", "alibi", "--position_scheme", "shape"], "'alibi' sees only how far they lie apart"),
+        (["--encoding", "yarn", "--factor", "2", "--position_scheme", "pose", "--position_target", "256"], "asked to reach 128"),
+        (["--encoding", "alibi", "--position_scheme", "poze"], "Did you mean 'pose'"),
+        (["--encoding", "alibi", "--position_scheme", "pose"], "position scheme 'pose' needs target_length"),
+        (["--encoding", "alibi", "--position_scheme", "giraffe", "--position_option", "x"], "--position_option 'x' is not of the form"),
+        (["--encoding", "alibi", "--position_target", "64"], "no effect without --position_scheme"),
         (["--encoding", "alibi", "--layers", "every"], "neither 'all', nor a slice"),
         (["--encoding", "alibi", "--layers", "7"], "the model has layers 0 to 1"),
         (["--encoding", "alibi", "--dataset", "nowhere.csv"], "exclude each other"),
         (["--encoding", "alibi", "--expect_processes", "2"], "1 process(es) run and 2 were expected"),
-        (["--encoding", "alibi", "--pose_target", "64", "--boundaries", "respect"], "use --boundaries cross"),
-        (["--encoding", "alibi", "--pose_target", "64", "--length_schedule", "0=32"], "exclude each other"),
         (["--encoding", "alibi", "--length_schedule", "0=16"], "ends at 16 tokens, --block_size is 32"),
         (["--encoding", "alibi", "--length_schedule", "0=5", "2=32"], "must divide the longest one"),
         (["--encoding", "alibi", "--length_schedule", "16"], "not of the form step=length"),

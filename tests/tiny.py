@@ -122,6 +122,14 @@ def scores_of(encoding, q, k, q_pos, k_pos, **more):
     return encoding.scores(q, k, q_pos, k_pos, state=state_of(encoding, k), **more)
 
 
+def scheme_options_for(name: str) -> dict:
+    """Options of a position scheme for texts of a few tokens."""
+    from hf_posenc.training import describe_scheme
+
+    wanted = {"target_length": 40, "max_offset": 30, "max_position": 20, "digits": range(3, 30), "equals": 30, "chunks": 2}
+    return {k: v for k, v in wanted.items() if k in describe_scheme(name).options}
+
+
 def save_tiny(folder, family="llama", seed=0):
     """A random model and a tokenizer that gives every byte its own token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -19,6 +19,7 @@ from ..evaluation.corpus import TextArguments
 from ..evaluation.models import DTYPES
 from ..flags import Foreign, at_least
 from ..flags import parse as parse_flags
+from ..training import PositionScheme, create_scheme, describe_scheme, list_schemes
 from ..variants import FACTOR, STOCK, parse_layers
 
 
@@ -92,7 +93,7 @@ class DataArguments(TextArguments):
         default=None,
         metadata={
             "help": "respect: no token sees another document of its block; cross: blocks run across documents; default respect, "
-            "with --pose_target cross",
+            "but cross with a --position_scheme that reaches for a longer text",
             "choices": ["respect", "cross"],
         },
     )
@@ -112,10 +113,13 @@ class CourseArguments:
     lora_also_train: list[str] = field(
         default_factory=list, metadata={"help": "modules trained in full beside LoRA, for example embed_tokens norm (LongLoRA)"}
     )
-    pose_target: Annotated[int | None, at_least(2)] = field(
-        default=None, metadata={"help": "PoSE: place each block at skipped positions below this one, to train for that length"}
+    position_scheme: str | None = field(
+        default=None, metadata={"help": f"train at other positions than 0, 1, 2 ...: {', '.join(list_schemes())}"}
     )
-    pose_chunks: Annotated[int, at_least(1)] = field(default=2, metadata={"help": "PoSE: pieces that a block is cut into"})
+    position_target: Annotated[int | None, at_least(2)] = field(
+        default=None, metadata={"help": "length in tokens to train for, for the schemes that reach for one; default --target_length"}
+    )
+    position_option: list[str] = field(default_factory=list, metadata={"help": "more options of the scheme as key=value: chunks=3"})
     anneal: str | None = field(default=None, metadata={"help": "move an option of the encoding from start to end: factor=1:4"})
     anneal_steps: Annotated[int | None, at_least(1)] = field(default=None, metadata={"help": "steps that --anneal takes; default all"})
     anneal_shape: str = field(default="linear", metadata={"help": "way of --anneal", "choices": ["linear", "geometric"]})
@@ -166,13 +170,36 @@ class Settings(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Tokens in the longest input, or the last position + 1, that the model is to see."""
-        return max(self.data.block_size, *self.eval_lengths, self.course.pose_target or 0)
+        """Tokens in the longest input that the model is to see, or is trained for."""
+        target = 0 if (scheme := self.positions) is None else scheme.target_length or 0
+        return max(self.data.block_size, *self.eval_lengths, target)
+
+    @property
+    def reach(self) -> int:
+        """The last position that the model sees, and 1."""
+        return max(self.longest, 0 if (scheme := self.positions) is None else scheme.reach(self.data.block_size))
+
+    @property
+    def positions(self) -> PositionScheme | None:
+        """What draws the positions of the training set; ValueError where it cannot be had."""
+        course = self.course
+        options = dict(parse_option(option, "--position_option") for option in course.position_option)
+        if course.position_scheme is None:
+            if options or course.position_target is not None:
+                raise ValueError("--position_target and --position_option have no effect without --position_scheme")
+            return None
+        if course.position_target is not None:
+            options["target_length"] = course.position_target
+        elif "target_length" in describe_scheme(course.position_scheme).options and self.encoding.target_length is not None:
+            options = {"target_length": self.encoding.target_length} | options
+        return create_scheme(course.position_scheme, self.training.seed, **options)
 
     @property
     def boundaries(self) -> bool:
         """Whether the documents of a block are kept apart."""
-        return self.data.boundaries == "respect" or (self.data.boundaries is None and self.course.pose_target is None)
+        if self.data.boundaries is None:
+            return self.positions is None or self.positions.target_length is None
+        return self.data.boundaries == "respect"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -202,15 +229,12 @@ def parse(argv: list[str] | None = None) -> Settings:
 def check_course(settings: Settings) -> None:
     """Raise ValueError for schedules that exclude each other."""
     course, data = settings.course, settings.data
-    if course.pose_target is not None and data.boundaries == "respect":
-        raise ValueError("--pose_target places blocks at positions of its own, so documents cannot be kept apart: use --boundaries cross")
-    if course.pose_target is not None and course.pose_target <= data.block_size:
+    target = None if (scheme := settings.positions) is None else scheme.target_length
+    if target is not None and target <= data.block_size:
         raise ValueError(
-            f"--pose_target {course.pose_target} leaves no positions to skip for blocks of {data.block_size} tokens: make it larger, or "
+            f"--position_target {target} leaves no positions to skip for blocks of {data.block_size} tokens: make it larger, or "
             "--block_size smaller"
         )
-    if course.pose_target is not None and course.length_schedule:
-        raise ValueError("--pose_target and --length_schedule exclude each other: PoSE trains at one length")
     if (lengths := read_lengths(course.length_schedule)) and max(lengths.values()) != data.block_size:
         raise ValueError(
             f"--length_schedule ends at {max(lengths.values()):,} tokens, --block_size is {data.block_size:,}: make them equal"

@@ -69,7 +69,7 @@ def estimate(trainer: Trainer, done: int = 0) -> Estimate | None:
     with untouched(model):
         dataloader = trainer.get_train_dataloader()
         *_, max_steps = trainer.set_initial_training_values(args, dataloader)
-        batch = first_batch(trainer)
+        batch = first_batch(trainer, dataloader)
         checkpoint_activations(trainer)
         # From the second micro-batch of a step on, activations come on top of gradients.
         passes, device = min(2, args.gradient_accumulation_steps), str(args.device)
@@ -87,11 +87,11 @@ def estimate(trainer: Trainer, done: int = 0) -> Estimate | None:
     )
 
 
-def first_batch(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """The first rows of the training set, as the Trainer would collate them, on its device."""
+def first_batch(trainer: Trainer, dataloader: Any) -> dict[str, torch.Tensor]:
+    """The first rows of the training set, as they are collated for training, on the device of the Trainer."""
     rows: Any = trainer.train_dataset
     count = min(trainer.args.per_device_train_batch_size, len(rows))
-    batch = trainer.data_collator([rows[index] for index in range(count)])
+    batch = dataloader.collate_fn([rows[index] for index in range(count)])
     return {name: column.to(trainer.args.device) for name, column in batch.items()}
 
 

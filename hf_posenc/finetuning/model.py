@@ -28,7 +28,7 @@ def load_model(path: str, settings: Settings) -> Any:
     model = read_model(path, dtype=asked.dtype, **chosen)
     check_finite(model, path)
     apply_encoding(model, settings)
-    check_position_table(model, settings.longest)
+    check_position_table(model, settings.reach)
     claim_length(model, settings.longest)
     if settings.boundaries:
         _keep_apart(model)

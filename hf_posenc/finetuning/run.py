@@ -16,7 +16,7 @@ from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.processes import Processes
 from ..evaluation.report import own_bar_only
 from ..files import check_writable, write_atomically
-from ..training import Anneal, LengthEvaluation, PoSE, ProgressiveLengths, check_isolation, perplexities, unpack
+from ..training import Anneal, LengthEvaluation, ProgressiveLengths, check_isolation, perplexities, unpack
 from .arguments import Settings, encoding_options, parse, read_anneal, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
 from .checks import check_settings
@@ -72,6 +72,8 @@ def prepare(settings: Settings) -> Prepared:
     set_seed(settings.training.seed)
     model = load_model(path, settings)
     check_tokenizer(tokenizer, model)
+    if settings.positions is not None:
+        settings.positions.prepare(model, tokenizer)  # before there is a Trainer, which makes its folder
     description = describe_model(model)  # --anneal takes the model back to where it starts
     trainer = make_trainer(settings, model, tokenizer, train_blocks, test_blocks)
     for change in changes:
@@ -80,7 +82,8 @@ def prepare(settings: Settings) -> Prepared:
         check_isolation(model)
     if processes.main:
         text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
-        begin(settings, f"{description}\n{text}\n{processes.count} process(es)")
+        placed = f"positions: {settings.positions}\n" if settings.positions is not None else ""
+        begin(settings, f"{description}\n{text}\n{placed}{processes.count} process(es)")
     return settings, trainer, LengthEvaluation(unpack(test_blocks), settings.eval_lengths).attach(trainer)
 
 
@@ -109,10 +112,10 @@ def schedules(settings: Settings) -> list[Any]:
     """What goes with training and is to be attached to the Trainer: positions, lengths, an encoding that changes."""
     course, training = settings.course, settings.training
     found: list[Any] = []
-    if course.pose_target is not None:
-        found.append(PoSE(course.pose_target, course.pose_chunks, training.seed))
     if lengths := read_lengths(course.length_schedule):
         found.append(ProgressiveLengths(lengths))
+    if (scheme := settings.positions) is not None:  # around the collator that cuts rows
+        found.append(scheme)
     if moving := read_anneal(course.anneal):
         steps, geometric = course.anneal_steps or training.max_steps, course.anneal_shape == "geometric"
         options = encoding_options(settings.encoding)

@@ -1,23 +1,30 @@
-"""What training with `Trainer` needs beside it: packing, a loss in chunks, skipped positions, schedules, the loss at several lengths."""
+"""What training with `Trainer` needs beside it: packing, a loss in chunks, position schemes, schedules, the loss at several lengths."""
 
 from .lengths import LengthEvaluation, perplexities, window_nll
 from .loss import chunk_loss, full_loss
 from .packing import IGNORED, check_isolation, pack, separate_documents, unpack
-from .positions import PoSE, RandomizedPositions
 from .schedules import Anneal, ProgressiveLengths
+from .schemes import PositionScheme, create_scheme, describe_scheme, list_schemes, scheme
+from .schemes.pose import PoSE
+from .schemes.randomized import RandomizedPositions
 
 __all__ = [
     "IGNORED",
     "Anneal",
     "LengthEvaluation",
     "PoSE",
+    "PositionScheme",
     "ProgressiveLengths",
     "RandomizedPositions",
     "check_isolation",
     "chunk_loss",
+    "create_scheme",
+    "describe_scheme",
     "full_loss",
+    "list_schemes",
     "pack",
     "perplexities",
+    "scheme",
     "separate_documents",
     "unpack",
     "window_nll",
