@@ -19,5 +19,6 @@ from .metrics import metric_path as metric_path
 from .patching import patch as patch
 from .patching import patched as patched
 from .patching import unpatch as unpatch
+from .showing import show as show
 
 __version__: str

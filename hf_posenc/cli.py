@@ -39,6 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     describing = add("describe", "formula, source, options, properties and cost of one encoding", _describe)
     describing.add_argument("encoding", help="name, with options as yarn:factor=4 where a model is given")
     describing.add_argument("--model", help=f"{MODEL}: how far it is from itself right after the patch")
+    showing = add("show", "what encodings do to scores and embeddings: one picture, one page", _show)
+    showing.add_argument("encoding", nargs="*", help="names, with options as yarn:factor=4; default 'stock', what is live in the model")
+    showing.add_argument("--model", help=f"{MODEL}: for its geometry and its learned numbers; default a model that there is not")
+    showing.add_argument("--layer", type=int, help="of the model; default the first that has the encoding")
+    showing.add_argument(*flags("output_dir"), default="runs/show", help="folder for show.png and show.html; default %(default)s")
     add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help=MODEL)
     add("fetch-demo-model", "download and convert SmolLM2-135M-Instruct once, and print where it is", _fetch)
     for name, command in COMMANDS.items():
@@ -92,6 +97,20 @@ def _describe(arguments: argparse.Namespace) -> None:
         from .evaluation.warm_start import warm_start_of
 
         print(*(warm_start_of(resolve_model(arguments.model), *each) for each in plan.items()), sep="\n")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from .showing import show
+    from .variants import read_plan
+
+    plan, model = read_plan(arguments.encoding), None
+    if arguments.model:
+        from .evaluation.demo_model import resolve_model
+        from .evaluation.models import load
+
+        model = load(resolve_model(arguments.model), device="cpu")
+    shown = show(plan, model, layer=arguments.layer, output_dir=arguments.output_dir)
+    print(shown.png, shown.html, sep="\n")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
