@@ -122,6 +122,10 @@ class RoPE(PositionalEncoding):
             return native_frequencies(self.geometry)
         return power_frequencies(self.theta, self.dim)
 
+    def live_frequencies(self) -> Tensor:
+        """The frequencies that `rotate` goes by, shaped as those: `inv_freq`, or what has been learned."""
+        return self.inv_freq
+
     def reset_buffers(self) -> None:
         self.set_buffer("inv_freq", self.inverse_frequencies())
 
@@ -133,8 +137,13 @@ class RoPE(PositionalEncoding):
         if not x.shape[2]:
             return x
         where = (lambda: pos) if place is None else lambda: place(pos.to(widest(pos.device)))
-        key = (self.inv_freq, self.attention_factor, place, x.dtype)
-        cos, sin = once(pos, key, lambda: cos_sin(where(), self.inv_freq, self.attention_factor, x))
+        inv_freq = self.live_frequencies()
+
+        def angles() -> tuple[Tensor, Tensor]:
+            return cos_sin(where(), inv_freq, self.attention_factor, x)
+
+        fixed = inv_freq is self.inv_freq
+        cos, sin = once(pos, (inv_freq, self.attention_factor, place, x.dtype), angles) if fixed else angles()
         return turn_pairs(x, cos, sin, self.geometry)
 
     def frequencies(self) -> tuple[Tensor, float] | None:

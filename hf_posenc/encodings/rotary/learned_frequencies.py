@@ -1,0 +1,35 @@
+"""What the rotations share whose frequencies are learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..base import Geometry, precise
+from .rope import RoPE
+
+
+class LearnedFrequencies(RoPE):
+    """The model's own RoPE, its scaling included, with each frequency f at f e^a.
+
+    What is stored is a rather than the logarithm of the frequency, so that half precision rounds little where a is small.
+
+    Args:
+        rows: sets of frequencies, one a key-value head; none for one that all heads share.
+    """
+
+    needs_training = "pretraining or fine-tuning"
+    starts_as = "rope"
+
+    def __init__(self, geometry: Geometry, *rows: int):
+        super().__init__(geometry)
+        self.log_scale = nn.Parameter(torch.zeros(*rows, self.dim // 2))
+
+    def live_frequencies(self) -> Tensor:
+        return precise(self.inv_freq, self.log_scale) * precise(self.log_scale, self.log_scale).exp()
+
+    def frequencies(self) -> None:
+        return None
+
+    def rope_parameters(self):
+        return None
