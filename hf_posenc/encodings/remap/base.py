@@ -103,15 +103,19 @@ class ExtendedRoPE(RemappedRoPE):
             raise ValueError(f"window must be less than the native context of {self.native_length} tokens, got {window}")
         return window
 
-    def target(self, instead: str, given: object, factor: float | None, target_length: int | None) -> int:
+    def target(self, factor: float | None, target_length: int | None, **instead: object) -> int:
         """The context in tokens to reach, from either of its two spellings; 4 L where neither is given.
 
+        Args:
+            instead: an option that says by itself how far to reach, and its value.
+
         Raises:
-            ValueError: beside the option `instead`, which says by itself how far to reach, a target is given.
+            ValueError: a target is given beside it.
         """
         targeted = factor is not None or target_length is not None
-        if given is not None and targeted:
-            raise ValueError(f"{self.name!r} takes either {instead}=, or factor= or target_length= to choose it by")
+        for option, given in instead.items():
+            if given is not None and targeted:
+                raise ValueError(f"{self.name!r} takes either {option}=, or factor= or target_length= to choose it by")
         return round(self.native_length * stretch(self.name, self.native_length, factor if targeted else 4.0, target_length))
 
     def check_positions(self, last: int) -> None:

@@ -45,7 +45,7 @@ class LogisticSelfExtend(ExtendedRoPE):
         super().__init__(geometry)
         self.window = self.window_within(window)
         self.rate = 0.02 * 4096 / self.native_length if rate is None else positive("rate", rate)
-        target = self.target("capacity", capacity, factor, target_length)
+        target = self.target(factor, target_length, capacity=capacity)
         self.capacity = count("capacity", capacity, 2) if capacity is not None else self._smallest(target)
         self.reach = self._reach(self.capacity)
 

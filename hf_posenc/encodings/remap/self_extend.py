@@ -42,7 +42,7 @@ class SelfExtend(ExtendedRoPE):
         super().__init__(geometry)
         self.window = self.window_within(window)
         self.authors_code = flag("authors_code", authors_code)
-        target = self.target("group", group, factor, target_length)
+        target = self.target(factor, target_length, group=group)
         self.group = count("group", group) if group is not None else self._smallest(target)
 
     def _smallest(self, target: int) -> int:
