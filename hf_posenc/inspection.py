@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from itertools import groupby
 from typing import Any
 
@@ -145,7 +146,8 @@ def _place(record: Patch, p: Placement) -> str:
         return "in the native slot"
     if p.in_attention:
         on_axes = hasattr(record.native, "mrope_section")  # of images; what acts in the attention has one axis
-        return "in the attention function" + (", by the count of tokens" if on_axes else "")
+        beside = ", beside the native encoding" if p.beside else ""
+        return "in the attention function" + beside + (", by the count of tokens" if on_axes else "")
     return "in the embeddings" if p.encoding.has(*EMBEDDING) else "with the native encoding switched off"
 
 
@@ -189,7 +191,8 @@ def _fingerprint(record: Patch) -> str:
                 _digest(digest, module)
     for p in record.placements:
         if not p.native:
-            digest.update(f"{p.request.name} {p.layers} {p.request.options}".encode())
+            options = json.dumps(p.request.options, sort_keys=True, default=repr)  # a checkpoint has them in that order
+            digest.update(f"{p.request.name} {p.layers} {options}".encode())
             for module in _held(record, p).modules():
                 _digest(digest, module)
     return digest.hexdigest()[:16]

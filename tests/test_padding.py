@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from tiny import options_for, tiny_model
+from tiny import options_for, tiny_for, tiny_model
 from torch.testing import assert_close
 from transformers import DynamicCache, GPT2DoubleHeadsModel, QuantizedCache, StaticCache
 
@@ -17,7 +17,7 @@ every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())
 
 
 def patched(arch, name, **changes):
-    model = tiny_model(arch, **changes)
+    model = tiny_for(name, arch, **changes)
     torch.manual_seed(7)
     return hf_posenc.patch(model, name, layers="all", **options_for(name))
 
@@ -104,8 +104,8 @@ def test_several_choices_in_a_row(name, given):
     """GPT-2 takes [batch, choices, tokens] and makes one batch of it, after positions are settled."""
     torch.manual_seed(5)
     model = patched("gpt2", name)
-    double = GPT2DoubleHeadsModel(tiny_model("gpt2").config).eval()
-    double.transformer.load_state_dict(tiny_model("gpt2").transformer.state_dict())
+    double = GPT2DoubleHeadsModel(tiny_for(name, "gpt2").config).eval()
+    double.transformer.load_state_dict(tiny_for(name, "gpt2").transformer.state_dict())
     double.lm_head.weight = double.transformer.wte.weight
     torch.manual_seed(7)
     hf_posenc.patch(double, name, layers="all", **options_for(name))

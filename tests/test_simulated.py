@@ -8,7 +8,7 @@ import reference_flex
 import simulated as simulation
 import torch
 from simulated import FlexCall, host, simulated
-from tiny import options_for, tiny_model
+from tiny import options_for, stays, tiny_model
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.testing import assert_close
@@ -68,6 +68,8 @@ def patched(arch, name, backend="sdpa", native=NATIVE, reach=2 * LENGTH, **chang
     window = {"sliding_window": WINDOW} if arch not in ("llama", "gpt2") else {}
     if name is not None and "step" in hf_posenc.describe(name).options:  # every further token is a region
         native = max(native, LENGTH - 12)
+    if stays(name, arch):
+        native = reach
     model = tiny_model(arch, attn_implementation=backend, max_position_embeddings=native, **window, **changes)
     if name is None:
         return model

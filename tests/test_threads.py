@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from tiny import options_for, tiny_model
+from tiny import options_for, tiny_for
 from transformers import DynamicCache
 
 import hf_posenc
@@ -46,7 +46,7 @@ def together(*jobs):
 def test_with_and_without_a_cache_at_once(arch, name):
     """Each thread has its own text, length and positions; the logits are those of a single thread."""
     torch.manual_seed(3)
-    model = hf_posenc.patch(tiny_model(arch), name, layers="all", **options_for(name))
+    model = hf_posenc.patch(tiny_for(name, arch), name, layers="all", **options_for(name))
     texts = [torch.randint(3, 60, (1, n)) for n in (20, 13)]
     padded = torch.cat((torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 16, dtype=torch.long)), 1)
 

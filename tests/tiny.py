@@ -11,6 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import hf_posenc
+from hf_posenc.architectures import ARCHITECTURES
+from hf_posenc.encodings import ENCODINGS
+from hf_posenc.encodings.temperature.base import Temperature
 from hf_posenc.patching import patch_of
 
 transformers.logging.set_verbosity_error()
@@ -88,6 +91,16 @@ def off_start(model):
     return model
 
 
+def stays(name: str | None, model_type: str) -> bool:
+    """Whether the family has a learned table, which a patch with `name` leaves in place."""
+    return name is not None and issubclass(ENCODINGS[name], Temperature) and ARCHITECTURES[model_type].is_learned
+
+
+def tiny_for(name: str | None, model_type: str, seed: int = 0, **changes):
+    """`tiny_model` to be patched with `name`: a table that stays is long enough for the tests."""
+    return tiny_model(model_type, seed, **({"max_position_embeddings": 64} if stays(name, model_type) else {}) | changes)
+
+
 def heed_ctrl_c():
     """For `preexec_fn` of a process that is to be interrupted: a job that a script starts with `&` ignores SIGINT, and so would it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -103,8 +116,8 @@ def started(name: str, **options):
 
 
 def options_for(name: str) -> dict:
-    """Options with which an encoding reaches past the native context of the tiny models."""
-    wanted = {"factor": 4.0, "max_positions": 64, "window": 3}
+    """Options with which an encoding reaches past the native context of the tiny models, and shows what it does to such short texts."""
+    wanted = {"factor": 4.0, "max_positions": 64, "window": 3, "floor_scale": 4}
     return {k: v for k, v in wanted.items() if k in hf_posenc.describe(name).options}
 
 

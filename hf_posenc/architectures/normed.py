@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention.cached import changes_keys
 from ..encodings import Geometry, PositionalEncoding
+from ..encodings.composing.tempered import turns
 from .base import Architecture, register
 from .slots import Group
 
@@ -18,7 +19,7 @@ class TurnsFirst(Architecture):
     """What follows the rotation has a weight for each dimension: the two cannot change places, so no other rotation can come last."""
 
     def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
-        if encoding.has("rotate") or encoding.has("regions"):
+        if turns(encoding):
             raise ValueError(
                 f"{encoding.name!r} turns queries and keys in the attention function, but {backbone.config.model_type} weighs their "
                 "dimensions between its rotation and its attention; use an encoding that fits its own rotation (such as 'yarn' or "

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..encodings import Geometry, PositionalEncoding
 from ..encodings.naming import EMBEDDING
+from ..encodings.temperature.base import Temperature
 from .base import Architecture
 from .slots import Group, ZeroTable
 
@@ -87,6 +88,14 @@ class AddedArchitecture(Architecture):
 
 class BiasArchitecture(AddedArchitecture):
     """A family that adds its native encoding to the scores: layers hand it to their attention function as `position_bias`."""
+
+    def check_encoding(self, backbone: PreTrainedModel, encoding: PositionalEncoding) -> None:
+        super().check_encoding(backbone, encoding)
+        if isinstance(encoding, Temperature):
+            raise ValueError(
+                f"{encoding.name!r} cannot stand beside the bias of {backbone.config.model_type}, which a patched layer leaves out; give "
+                f"it to the encoding that takes its place: patch(model, 't5', temperature={encoding.name!r})"
+            )
 
     def slot_contents(
         self, backbone: PreTrainedModel, wants: dict[int, PositionalEncoding | None]

@@ -420,8 +420,17 @@ def options_of(cls: type[PositionalEncoding]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+Composition = Callable[[Any, str, Geometry, dict[str, Any]], PositionalEncoding]
+COMPOSITIONS: dict[str, Composition] = {}
+"""Options of every encoding, the outermost first: each makes of its value, a name, a geometry and the other options an encoding
+(`composing`)."""
+
+
 def create(name: str, geometry: Geometry, **options: Any) -> PositionalEncoding:
     """Build one encoding on its own, without a model.
+
+    Args:
+        options: those of the encoding (`options_of`), and those of every encoding (`COMPOSITIONS`).
 
     Raises:
         ValueError: unknown name, unknown option, or a value the encoding does not accept.
@@ -429,10 +438,17 @@ def create(name: str, geometry: Geometry, **options: Any) -> PositionalEncoding:
     cls = ENCODINGS[name]
     known = options_of(cls)
     for option in options:
-        if option not in known:
+        if option not in known and option not in COMPOSITIONS:
             takes = f"It takes {', '.join(known)}." if known else "It takes no options."
-            raise ValueError(f"encoding {name!r} has no option {option!r}.{suggestion(option, list(known))} {takes}")
-    encoding = cls(geometry, **options)
+            hint = suggestion(option, [*known, *COMPOSITIONS])
+            raise ValueError(f"encoding {name!r} has no option {option!r}.{hint} {takes} Every encoding takes {', '.join(COMPOSITIONS)}.")
+    own = {option: value for option, value in options.items() if option in known}
+    composed = {option: options[option] for option in COMPOSITIONS if options.get(option) is not None}
+    if composed:
+        outermost = next(iter(composed))
+        encoding = COMPOSITIONS[outermost](composed.pop(outermost), name, geometry, own | composed)
+    else:
+        encoding = cls(geometry, **own)
     encoding.options = dict(options)
     encoding.reset_buffers()
     return encoding

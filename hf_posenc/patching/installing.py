@@ -61,8 +61,8 @@ def _install(record: Patch, placements: list[Placement]) -> None:
     if RECORD not in backbone.__dict__:
         own_config(record)
     record.placements = placements
-    wants = {i: p.encoding if p.native else None for p in placements for i in p.layers}
-    contents, alone = architecture.slot_contents(backbone, wants)
+    wants = {i: p.encoding if p.native else None for p in placements if not p.beside for i in p.layers}
+    contents, alone = architecture.slot_contents(backbone, wants) if wants else ({}, [])
     config = stock_config(record, contents, alone)
     record.stock = config is not None
     setattr(backbone, RECORD, record)
@@ -89,7 +89,7 @@ def _slot(record: Patch, contents: dict[Group, PositionalEncoding | None]) -> nn
 def _put_in(record: Patch, placement: Placement) -> None:
     if not placement.in_table:
         record.backbone.add_module(placement.attribute, placement.encoding.to(record.home(placement)))
-    if not placement.native:
+    if not placement.native and not placement.beside:
         for i in placement.layers:
             _keep_choosing(record, i)
     if placement.encoding.has(*READING):

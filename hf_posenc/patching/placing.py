@@ -13,6 +13,7 @@ from ..attention.tokens import READING
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.contract import check_stages
 from ..encodings.naming import SCORING
+from ..encodings.temperature.base import Temperature
 from .record import Patch, Placement, Request, attribute_name
 
 
@@ -62,7 +63,7 @@ def _place(record: Patch, request: Request, layers: tuple[int, ...], index: int,
             raise ValueError(f"{encoding.name!r} keeps a state beside each key in the KV cache, but this family caches no keys (MLA)")
         architecture.check_encoding(record.backbone, encoding)
         architecture.seam.check(encoding)
-    return Placement(request, layers, encoding, attribute_name(index), native)
+    return Placement(request, layers, encoding, attribute_name(index), native, beside=isinstance(encoding, Temperature))
 
 
 def _table(record: Patch) -> torch.Tensor | None:

@@ -263,14 +263,17 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
         return  # the table in the slot of a table is the family's own way
     if any(p.encoding.has(*EMBEDDING) for p in placements):
         _prove_embedding(subject, names)
+    wanted = _look(subject) if all(p.beside for p in placements) else _wanted(subject, placements, native)
+    for i, handed in seen.items():
+        _check(subject, i, wanted[i], handed, f"does not get {names} as asked")
+
+
+def _wanted(subject: Patch, placements: Sequence[Placement], native: dict[int, Any]) -> dict[int, Handed]:
+    """What each layer is to hand to its attention with `placements`, of which some take the native encoding out."""
     with _with(subject, [_nowhere(subject)]):
         free = _look(subject, embedded=[p.encoding for p in placements if p.encoding.has(*EMBEDDING)])
-    placed = {i: p for p in placements for i in p.layers}
-    for i, handed in seen.items():
-        rotation = native[i] if i not in placed else placed[i].encoding if placed[i].native else None
-        _check(
-            subject, i, free[i] if rotation is None else _turned(subject, i, rotation, free[i]), handed, f"does not get {names} as asked"
-        )
+    turning = native | {i: p.encoding if p.native else None for p in placements if not p.beside for i in p.layers}
+    return {i: free[i] if turning[i] is None else _turned(subject, i, turning[i], free[i]) for i in free}
 
 
 def _prove_embedding(subject: Patch, names: str) -> None:

@@ -43,6 +43,8 @@ class Placement:
     attribute: str
     native: bool
     """In the native slot, with stock attention; otherwise in the attention function or the embeddings."""
+    beside: bool = False
+    """The native encoding of its layers stays, and this acts in the attention function beside it."""
     table: nn.Module | None = None
     """While the placement is out of the model: the module that held its table. An optimizer may know the parameter."""
 

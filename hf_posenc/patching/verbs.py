@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..architectures.base import forward_is_foreign
 from ..encodings import ENCODINGS
+from ..encodings.base import COMPOSITIONS
 from ..encodings.naming import EMBEDDING, STAGES
 from ..encodings.rotary.scaling import ScaledRoPE
 from ..verdict import warn
@@ -168,7 +169,7 @@ def _default_layers(record: Patch) -> tuple[int, ...]:
 def _check_reach(request: Request, layers: Layers, record: Patch) -> None:
     """Refuse to limit to some layers what reaches all of them, and to take positions from layers that have none."""
     cls = ENCODINGS[request.name]
-    does_nothing = not cls.has(*STAGES)
+    does_nothing = not cls.has(*STAGES) and not any(option in request.options for option in COMPOSITIONS)
     if cls.has(*EMBEDDING) and layers not in (None, "all"):
         raise ValueError(f"{request.name!r} is added to the embeddings and reaches every layer; layers= cannot restrict it")
     complete = len(request.layers) == len(record.attentions)

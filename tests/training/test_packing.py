@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from design import FAMILIES
-from tiny import options_for, save_tiny, tiny_config, tiny_model
+from tiny import options_for, save_tiny, tiny_config, tiny_for, tiny_model
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
@@ -90,7 +90,7 @@ def test_a_text_shorter_than_a_block_says_what_is_missing(tokenizer):
 def trainable(family, name=None, **changes):
     """A tiny model in training mode whose dropout is off, so that two passes can be compared."""
     off = {key: 0.0 for key, value in vars(tiny_config(family)).items() if "drop" in key and isinstance(value, float)}
-    model = tiny_model(family, **off, **changes)
+    model = tiny_for(name, family, **off, **changes)
     torch.manual_seed(7)
     return (hf_posenc.patch(model, name, layers="all", **options_for(name)) if name else model).train()
 

@@ -1,0 +1,55 @@
+"""Classes that are made while the program runs, whose instances can be copied and pickled like others."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..base import PositionalEncoding
+
+Bases = tuple[type[PositionalEncoding], ...]
+Members = tuple[tuple[str, Any], ...]
+
+
+class Composed(PositionalEncoding):
+    """What is made of other encodings: no scheme that transformers knows, and nothing for a native slot."""
+
+    bases: ClassVar[Bases] = ()
+    """The classes that it was made of, the outermost first."""
+    members: ClassVar[Members] = ()
+    """What else it has."""
+
+    def frequencies(self) -> tuple[Tensor, float] | None:
+        return None
+
+    def rope_parameters(self) -> dict[str, Any] | None:
+        return None
+
+    def table_rows(self) -> Tensor | None:
+        return None
+
+    def __reduce__(self) -> tuple:
+        return _empty, (type(self).bases, type(self).members), self.__dict__
+
+
+@cache
+def made(bases: Bases, members: Members = ()) -> Any:
+    """The class of these `bases` and `members`, under the name of the innermost."""
+    last = bases[-1]
+    own = {"bases": bases, "members": members, "__module__": last.__module__, "__qualname__": last.__qualname__, "__doc__": last.__doc__}
+    return type(last.__name__, bases, own | dict(members))
+
+
+def within(outer: type[Composed], encoding: PositionalEncoding) -> PositionalEncoding:
+    """`encoding`, which becomes one of a class that does what `outer` does around its own."""
+    cls = type(encoding)
+    bases, members = (cls.bases, cls.members) if issubclass(cls, Composed) and cls.bases else ((cls,), ())
+    encoding.__class__ = made((outer, *bases), members)
+    return encoding
+
+
+def _empty(bases: Bases, members: Members) -> PositionalEncoding:
+    cls = made(bases, members)
+    return cls.__new__(cls)

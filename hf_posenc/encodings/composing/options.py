@@ -1,0 +1,13 @@
+"""The options that every encoding takes."""
+
+from functools import partial
+
+from ..base import COMPOSITIONS
+from .tempered import tempered
+from .windows import AttentionChunks, SlidingWindow, windowed
+
+COMPOSITIONS.update(
+    sliding_window=partial(windowed, SlidingWindow, "sliding_window"),
+    attention_chunk=partial(windowed, AttentionChunks, "attention_chunk"),
+    temperature=tempered,
+)

@@ -1,0 +1,92 @@
+"""Any encoding with a temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ...registry import suggestion
+from ..base import ENCODINGS, Geometry, PositionalEncoding, Region, create
+from ..temperature.base import Temperature
+from .made import Composed, within
+
+SUFFIX = "_scale"
+"""What may be left out of the name of a temperature, where it can be nothing else."""
+
+
+class Tempered(Composed):
+    """Around an encoding: its queries are multiplied after it has turned them."""
+
+    heat: Temperature
+
+    def project(self) -> None:
+        super().project()
+        self.heat.project()
+
+
+class TemperedRotation(Tempered):
+    """Around one that turns all pairs alike."""
+
+    def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = super().rotate(q, k, q_pos, k_pos)
+        return self.heat.heated(q, q_pos), k
+
+
+class TemperedStill(TemperedRotation):
+    """Around one that turns nothing: keys stay as they are."""
+
+    caches = "raw"
+
+
+class TemperedRegions(Tempered):
+    """Around one that has regions."""
+
+    def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
+        return [region._replace(rotate=partial(_turned, self.heat, region.rotate)) for region in super().regions(q_pos, k_pos)]
+
+
+def _turned(heat: Temperature, rotate: Callable, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+    q, k = rotate(q, k, q_pos, k_pos)
+    return heat.heated(q, q_pos), k
+
+
+def tempered(value: Any, name: str, geometry: Geometry, options: dict[str, Any]) -> PositionalEncoding:
+    """The encoding `name` with a temperature: a name, or {"name": ...} with its options.
+
+    Raises:
+        ValueError: it is no temperature.
+    """
+    heat = temperature(value, geometry)
+    encoding = create(name, geometry, **options)
+    # What one module for all layers holds, cannot differ by layer.
+    shared = encoding.has("embed") or next(encoding.parameters(), None) is not None
+    per_layer = encoding.per_layer or (heat.per_layer and not shared)
+    kind = TemperedRegions if encoding.has("regions") else TemperedRotation if encoding.has("rotate") else TemperedStill
+    encoding = within(kind, encoding)
+    encoding.heat, encoding.per_layer = heat, per_layer
+    return encoding
+
+
+def temperature(value: Any, geometry: Geometry) -> Temperature:
+    """The temperature that the option `temperature` asks for."""
+    given: Mapping[str, Any] = {"name": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise ValueError(f'temperature= is a name, or {{"name": ...}} with its options, got {value!r}')
+    options = dict(given)
+    asked = options.pop("name")
+    known = [name for name in ENCODINGS if issubclass(ENCODINGS[name], Temperature)]
+    name = next((name for name in (asked, asked + SUFFIX) if name in known), None)
+    if name is None:
+        raise ValueError(f"{asked!r} is no temperature.{suggestion(asked, known)} There are {', '.join(known)}")
+    found = create(name, geometry, **options)
+    assert isinstance(found, Temperature)
+    return found
+
+
+def turns(encoding: PositionalEncoding) -> bool:
+    """Whether queries or keys are turned, beyond a factor on the queries."""
+    cls = encoding.bases[-1] if isinstance(encoding, Composed) else type(encoding)
+    return not issubclass(cls, Temperature) and (cls.has("rotate") or cls.has("regions"))

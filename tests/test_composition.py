@@ -1,0 +1,233 @@
+"""Options of every encoding: a temperature, a window. What is composed does all that its parts do, on the same paths."""
+
+import copy
+import dataclasses
+import io
+
+import pytest
+import torch
+from tiny import options_for, tiny_model
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+import hf_posenc
+from hf_posenc.attention.choice import Prospect, choose
+from hf_posenc.encodings import ENCODINGS, Geometry, create, options_of
+from hf_posenc.encodings.base import COMPOSITIONS, OVERRIDABLE
+from hf_posenc.patching import patch_of
+
+GEOMETRY = Geometry(32, 4, 2, max_positions=12)
+STEP = {"name": "llama4", "floor_scale": 4}
+SOME = {
+    "yarn": {"temperature": "log_n"},
+    "alibi": {"temperature": "ssmax"},
+    "rerope": {"temperature": STEP},
+    "dynamic_ntk": {"temperature": "ssmax"},
+    "shaw": {"temperature": STEP},
+    "learned": {"temperature": "head_scale"},
+    "nope": {"sliding_window": 5, "temperature": STEP},
+    "rope": {"sliding_window": 5},
+    "kerple": {"attention_chunk": 4},
+    "self_extend": {"sliding_window": 9},
+}
+"""A composition or two of each kind."""
+some = pytest.mark.parametrize("name", SOME)
+CLOSE = {"atol": 2e-5, "rtol": 2e-4}
+
+
+def states(length=30):
+    torch.manual_seed(0)
+    q, k = (torch.randn(2, heads, length, 8, dtype=torch.float64) for heads in (4, 2))
+    return q, k, torch.arange(length).expand(2, -1)
+
+
+def patched(name, arch="llama", **changes):
+    model = tiny_model(arch, **changes)
+    torch.manual_seed(7)
+    hf_posenc.patch(model, name, **options_for(name), **SOME[name])
+    with torch.no_grad():
+        for parameter in patch_of(model).placements[0].encoding.parameters():
+            parameter.add_(0.1)
+    return model
+
+
+# -- what it computes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_a_temperature_multiplies_the_products_of_any_encoding_and_nothing_else(name):
+    q, k, pos = states()
+    plain, warm = (create(name, GEOMETRY, **options_for(name), **more).double() for more in ({}, {"temperature": STEP}))
+    warm.load_state_dict(plain.state_dict())
+    factor = 1 + 0.1 * torch.log(1 + torch.div(pos + 1, 4, rounding_mode="floor"))[:, None, :, None]
+    kept, seen = (plain.cached_key(k, pos), warm.cached_key(k, pos)), (pos[:, None, :] <= pos[:, :, None])[:, None]
+    assert torch.equal(*kept)
+    ours, theirs = (encoding.content_scores(q, key, pos, pos) for encoding, key in zip((warm, plain), kept, strict=True))
+    assert_close(ours.where(seen, 0), (theirs * factor).where(seen, 0), rtol=1e-6, atol=1e-9)
+    added = warm.scores(q, k, pos, pos) - ours, plain.scores(q, k, pos, pos) - theirs
+    assert_close(*(x.nan_to_num().where(seen, 0) for x in added), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_a_window_hides_what_lies_before_it_and_nothing_else(name):
+    q, k, pos = states()
+    distance = (pos[:, :, None] - pos[:, None, :])[:, None]
+    plain = create(name, GEOMETRY, **options_for(name))
+    for option, seen in {"sliding_window": distance < 7, "attention_chunk": distance <= pos[:, None, :, None] % 7}.items():
+        near = create(name, GEOMETRY, **options_for(name), **{option: 7})
+        near.load_state_dict(plain.state_dict())
+        ours, theirs = (encoding.scores(q, k, pos, pos).masked_fill(distance < 0, -torch.inf) for encoding in (near, plain))
+        assert torch.equal(ours, theirs.masked_fill(~seen, -torch.inf))
+
+
+@torch.no_grad()
+def test_a_sliding_window_is_that_of_mistral():
+    ids = torch.arange(3, 40)[None]
+    theirs = tiny_model("mistral", sliding_window=6)
+    ours = tiny_model("mistral", sliding_window=None)
+    hf_posenc.patch(ours, "rope", sliding_window=6)
+    assert_close(ours(ids).logits, theirs(ids).logits, **CLOSE)
+
+
+@some
+def test_the_stages_are_those_of_the_encoding(name):
+    """So that paths, and what the KV cache holds, are chosen as for it alone."""
+    alone, composed = create(name, GEOMETRY, **options_for(name)), create(name, GEOMETRY, **options_for(name), **SOME[name])
+    more = set()
+    if "temperature" in SOME[name] and not alone.has("regions"):
+        more |= {"rotate"}
+    if SOME[name].keys() - {"temperature"}:
+        more |= {"regions"}
+    assert {s for s in OVERRIDABLE if composed.has(s)} == {s for s in OVERRIDABLE if alone.has(s)} | more
+    _, k, pos = states(5)
+    assert torch.equal(composed.double().cached_key(k, pos), alone.double().cached_key(k, pos))
+
+
+# -- how it computes it ---------------------------------------------------------------------------------------------------
+
+
+def test_a_temperature_takes_no_path_away():
+    cpu = Prospect("sdpa", "cpu", torch.float32, regional=False)
+    for more in ({}, {"temperature": "ssmax"}, {"temperature": "log_n"}):
+        paths = [path_of(name, cpu, more) for name in ("rope", "nope", "alibi", "rerope", "shaw")]
+        assert paths == ["stock", "stock", "table", "blocks" if more == {"temperature": "ssmax"} else "regions", "blocks"]
+        gpu = Prospect("sdpa", "cuda", torch.bfloat16, regional=False)
+        assert [path_of(name, gpu, more) for name in ("rope", "alibi", "rerope")] == ["stock", "flex", "flex"]
+        flash = Prospect("flash_attention_2", "cuda", torch.bfloat16, regional=False)
+        assert [path_of(name, flash, more) for name in ("rope", "alibi")] == ["stock", "columns"]
+
+
+def path_of(name, prospect, more):
+    encoding = create(name, Geometry(64, 4, max_positions=64), **options_for(name), **more)
+    return choose(encoding, dataclasses.replace(prospect, regional=encoding.has("regions"))).path
+
+
+@some
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@torch.no_grad()
+def test_decoding_equals_evaluation(name, arch, batch):
+    model, (ids, mask) = patched(name, arch), batch.values()
+    full = model(**batch).logits
+    for steps in ([12, 1, 1, 1, 1, 1], [3, 7, 2, 5]):
+        seen, cache, parts = 0, None, []
+        for n in steps:
+            out = model(ids[:, seen : seen + n], attention_mask=mask[:, : seen + n], past_key_values=cache, use_cache=True)
+            cache, seen = out.past_key_values, seen + n
+            parts.append(out.logits)
+        assert_close(torch.cat(parts, 1)[mask.bool()], full[mask.bool()], **CLOSE)
+    assert_close(full[0, 5:], model(ids[:1, 5:]).logits[0], **CLOSE)  # padding on the left is invisible
+
+
+@some
+@torch.no_grad()
+def test_every_backend_computes_the_definition(name, batch):
+    model, keep = patched(name), batch["attention_mask"].bool()
+    sdpa = model(**batch).logits[keep]
+    with torch.compiler.set_stance("force_eager"):
+        for backend in ("eager", "flex_attention"):
+            model.set_attn_implementation(backend)
+            assert_close(model(**batch).logits[keep], sdpa, **CLOSE)
+
+
+# -- what becomes of it ---------------------------------------------------------------------------------------------------
+
+
+@some
+@torch.no_grad()
+def test_it_comes_and_goes_is_copied_saved_and_loaded(name, batch, tmp_path):
+    batch = {key: x[:, 5:] for key, x in batch.items()}
+    stock = tiny_model("llama")(**batch).logits
+    model = patched(name)
+    logits, report = model(**batch).logits, hf_posenc.inspect(model)
+    assert not torch.allclose(logits, stock) and report.encodings[0].options == {**options_for(name), **SOME[name]}
+    twin, held = copy.deepcopy(model), io.BytesIO()
+    torch.save(model, held)
+    held.seek(0)
+    model.save_pretrained(tmp_path)
+    for other in (twin, torch.load(held, weights_only=False), AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert torch.equal(other(**batch).logits, logits) and hf_posenc.inspect(other).fingerprint == report.fingerprint
+        assert torch.equal(hf_posenc.unpatch(other)(**batch).logits, stock)
+
+
+@some
+def test_it_trains(name, batch):
+    model = patched(name).train()
+    model.gradient_checkpointing_enable()
+    model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad.any() for n, p in model.named_parameters() if "positional_encoding" in n)
+
+
+def test_adapters_train_it_in_full(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = hf_posenc.patch(tiny_model("llama"), "yarn", factor=2.0, temperature="ssmax")
+    names = ["positional_encoding", "positional_encoding_1"]
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=names, task_type="CAUSAL_LM"))
+    ids = torch.arange(3, 20)[None]
+    model(ids, labels=ids).loss.backward()
+    trained = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any() and "heat" in n}
+    assert len(trained) == 2
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if n in trained:
+                p.mul_(2)
+    logits = model(ids).logits
+    model.save_pretrained(tmp_path)
+    base = hf_posenc.patch(tiny_model("llama"), "yarn", factor=2.0, temperature="ssmax")
+    assert_close(peft.PeftModel.from_pretrained(base, tmp_path)(ids).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("yarn", [(0,), (1,)]), ("alibi", [(0,), (1,)]), ("shaw", [(0,), (1,)]), ("kerple", [(0, 1)])]
+)
+def test_a_learned_temperature_is_each_layers_own_where_its_encoding_is_not_shared(name, layers):
+    model = hf_posenc.patch(tiny_model("llama"), name, **options_for(name), temperature="ssmax")
+    assert [p.layers for p in patch_of(model).placements] == layers
+
+
+# -- mistakes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": "hot"}, "'hot' is no temperature. There are drope_scale"),
+        ({"temperature": "alibi"}, "'alibi' is no temperature"),
+        ({"temperature": 2.0}, "temperature= is a name, or"),
+        ({"temperature": {"trained_length": 5}}, "temperature= is a name, or"),
+        ({"temperature": {"name": "log_n", "length": 5}}, "'log_n' has no option 'length'"),
+        ({"sliding_window": 0}, "sliding_window must be an integer of at least 1"),
+        ({"attention_chunk": "4"}, "attention_chunk must be an integer"),
+        ({"temprature": "log_n"}, "Did you mean 'temperature'"),
+    ],
+)
+def test_mistakes(options, message):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match=message):
+        hf_posenc.patch(model, "rope", **options)
+    assert not patch_of(model).placements
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_no_encoding_has_an_option_of_its_own_under_the_name_of_one_of_all(name):
+    assert not set(options_of(ENCODINGS[name])) & set(COMPOSITIONS)
