@@ -1,4 +1,4 @@
-"""Options of every encoding: a temperature, a window. What is composed does all that its parts do, on the same paths."""
+"""Options of every encoding: a temperature, a window, heads. What is composed does all that its parts do, on the same paths."""
 
 import copy
 import dataclasses
@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import options_for, tiny_model
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import hf_posenc
 from hf_posenc.attention.choice import Prospect, choose
@@ -19,19 +19,22 @@ from hf_posenc.patching import patch_of
 GEOMETRY = Geometry(32, 4, 2, max_positions=12)
 STEP = {"name": "llama4", "floor_scale": 4}
 SOME = {
-    "yarn": {"temperature": "log_n"},
-    "alibi": {"temperature": "ssmax"},
-    "rerope": {"temperature": STEP},
-    "dynamic_ntk": {"temperature": "ssmax"},
-    "shaw": {"temperature": STEP},
-    "learned": {"temperature": "head_scale"},
-    "nope": {"sliding_window": 5, "temperature": STEP},
-    "rope": {"sliding_window": 5},
-    "kerple": {"attention_chunk": 4},
-    "self_extend": {"sliding_window": 9},
+    "rotation": ("yarn", {"temperature": "log_n"}),
+    "bias": ("alibi", {"temperature": "ssmax"}),
+    "remap": ("rerope", {"temperature": STEP}),
+    "by length": ("dynamic_ntk", {"temperature": "ssmax"}),
+    "content": ("shaw", {"temperature": STEP}),
+    "table": ("learned", {"temperature": "head_scale"}),
+    "nothing": ("nope", {"sliding_window": 5, "temperature": STEP}),
+    "window": ("rope", {"sliding_window": 5}),
+    "chunks": ("kerple", {"attention_chunk": 4}),
+    "remap in a window": ("self_extend", {"sliding_window": 9}),
+    "half of the heads": ("rope", {"heads": ":2"}),
+    "heads, all": ("alibi", {"heads": [0, 3], "temperature": "ssmax", "sliding_window": 5}),
+    "parts": ("by_head", {"parts": [{"name": "yarn", "factor": 2.0, "heads": [2, 3], "temperature": STEP}, {"name": "shaw"}]}),
 }
-"""A composition or two of each kind."""
-some = pytest.mark.parametrize("name", SOME)
+"""A composition or two of each kind: an encoding with options of every encoding."""
+some = pytest.mark.parametrize("which", SOME)
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
 
@@ -41,12 +44,19 @@ def states(length=30):
     return q, k, torch.arange(length).expand(2, -1)
 
 
-def patched(name, arch="llama", **changes):
+def asked(which):
+    """The name and the options."""
+    name, options = SOME[which]
+    return name, {**options_for(name), **options}
+
+
+def patched(which, arch="llama", **changes):
     model = tiny_model(arch, **changes)
     torch.manual_seed(7)
-    hf_posenc.patch(model, name, **options_for(name), **SOME[name])
+    name, options = asked(which)
+    hf_posenc.patch(model, name, **options)
     with torch.no_grad():
-        for parameter in patch_of(model).placements[0].encoding.parameters():
+        for parameter in (p for each in patch_of(model).placements for p in each.encoding.parameters()):
             parameter.add_(0.1)
     return model
 
@@ -89,18 +99,45 @@ def test_a_sliding_window_is_that_of_mistral():
     assert_close(ours(ids).logits, theirs(ids).logits, **CLOSE)
 
 
-@some
-def test_the_stages_are_those_of_the_encoding(name):
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("more", [{"temperature": STEP}, {"sliding_window": 5}])
+def test_the_stages_are_those_of_the_encoding(name, more):
     """So that paths, and what the KV cache holds, are chosen as for it alone."""
-    alone, composed = create(name, GEOMETRY, **options_for(name)), create(name, GEOMETRY, **options_for(name), **SOME[name])
-    more = set()
-    if "temperature" in SOME[name] and not alone.has("regions"):
-        more |= {"rotate"}
-    if SOME[name].keys() - {"temperature"}:
-        more |= {"regions"}
-    assert {s for s in OVERRIDABLE if composed.has(s)} == {s for s in OVERRIDABLE if alone.has(s)} | more
-    _, k, pos = states(5)
-    assert torch.equal(composed.double().cached_key(k, pos), alone.double().cached_key(k, pos))
+    alone, composed = create(name, GEOMETRY, **options_for(name)), create(name, GEOMETRY, **options_for(name), **more)
+    added = set() if alone.has("regions") else {"rotate"} if "temperature" in more else {"regions"}
+    assert {s for s in OVERRIDABLE if composed.has(s)} == {s for s in OVERRIDABLE if alone.has(s)} | added
+
+
+@pytest.mark.parametrize(
+    "arch", ["llama", "gpt2", "opt", "bloom", "mpt", "gemma3_text", "hunyuan_v1_dense", "llama4_text", "gpt_oss", "smollm3", "phi3"]
+)
+@torch.no_grad()
+def test_a_temperature_alone_leaves_the_encoding_of_the_model_where_it_is(arch):
+    """A scale of 1 is the model to the bit, in whatever way its family holds its positions; one of 2 is not."""
+    model, ids = tiny_model(arch), torch.arange(3, 15)[None]
+    stock = model(ids).logits
+    hf_posenc.patch(model, "head_scale")
+    assert torch.equal(model(ids).logits, stock)
+    assert "beside the native encoding" in hf_posenc.inspect(model).encodings[0].place
+    hf_posenc.patch(model, "head_scale", init=2.0)
+    assert not torch.allclose(model(ids).logits, stock, atol=1e-3)
+    assert torch.equal(hf_posenc.unpatch(model)(ids).logits, stock)
+
+
+def test_where_what_turns_comes_before_a_norm_only_what_does_not_turn_may_be_composed():
+    model = tiny_model("hunyuan_v1_dense")
+    for name, more in (("alibi", {"temperature": "ssmax"}), ("nope", {"sliding_window": 4}), ("alibi", {"heads": "::2"})):
+        hf_posenc.patch(model, name, **more)
+    for more in ({"temperature": "ssmax"}, {"sliding_window": 4}, {"heads": ":2"}):
+        with pytest.raises(ValueError, match="turns queries and keys in the attention function"):
+            hf_posenc.patch(model, "rope", **more)
+
+
+def test_beside_a_bias_that_is_handed_down_a_temperature_is_refused():
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4))
+    with pytest.raises(ValueError, match=r"patch\(model, 't5', temperature='log_n'\)"):
+        hf_posenc.patch(model, "log_n")
+    hf_posenc.patch(model, "t5", temperature="log_n")
 
 
 # -- how it computes it ---------------------------------------------------------------------------------------------------
@@ -125,8 +162,8 @@ def path_of(name, prospect, more):
 @some
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 @torch.no_grad()
-def test_decoding_equals_evaluation(name, arch, batch):
-    model, (ids, mask) = patched(name, arch), batch.values()
+def test_decoding_equals_evaluation(which, arch, batch):
+    model, (ids, mask) = patched(which, arch), batch.values()
     full = model(**batch).logits
     for steps in ([12, 1, 1, 1, 1, 1], [3, 7, 2, 5]):
         seen, cache, parts = 0, None, []
@@ -140,8 +177,8 @@ def test_decoding_equals_evaluation(name, arch, batch):
 
 @some
 @torch.no_grad()
-def test_every_backend_computes_the_definition(name, batch):
-    model, keep = patched(name), batch["attention_mask"].bool()
+def test_every_backend_computes_the_definition(which, batch):
+    model, keep = patched(which), batch["attention_mask"].bool()
     sdpa = model(**batch).logits[keep]
     with torch.compiler.set_stance("force_eager"):
         for backend in ("eager", "flex_attention"):
@@ -154,12 +191,12 @@ def test_every_backend_computes_the_definition(name, batch):
 
 @some
 @torch.no_grad()
-def test_it_comes_and_goes_is_copied_saved_and_loaded(name, batch, tmp_path):
+def test_it_comes_and_goes_is_copied_saved_and_loaded(which, batch, tmp_path):
     batch = {key: x[:, 5:] for key, x in batch.items()}
     stock = tiny_model("llama")(**batch).logits
-    model = patched(name)
+    model = patched(which)
     logits, report = model(**batch).logits, hf_posenc.inspect(model)
-    assert not torch.allclose(logits, stock) and report.encodings[0].options == {**options_for(name), **SOME[name]}
+    assert not torch.allclose(logits, stock) and report.encodings[0].options == asked(which)[1]
     twin, held = copy.deepcopy(model), io.BytesIO()
     torch.save(model, held)
     held.seek(0)
@@ -170,8 +207,8 @@ def test_it_comes_and_goes_is_copied_saved_and_loaded(name, batch, tmp_path):
 
 
 @some
-def test_it_trains(name, batch):
-    model = patched(name).train()
+def test_it_trains(which, batch):
+    model = patched(which).train()
     model.gradient_checkpointing_enable()
     model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -77,3 +77,24 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
     return value
+
+
+def indices(name: str, value: Any, total: int) -> tuple[int, ...]:
+    """`value` as indices below `total`, in ascending order: an index, a list of them, or a slice in words, such as "::2" or "4:".
+
+    Raises:
+        ValueError: it is none of these, selects nothing, or an index does not exist.
+    """
+    try:
+        parts = [int(part) if part else None for part in value.split(":")] if isinstance(value, str) and ":" in value else None
+        if isinstance(value, str) and parts is None:
+            value = [int(part) for part in value.split(",")]
+        found = range(total)[slice(*parts)] if parts else [value] if isinstance(value, int) else list(value)
+    except (ValueError, TypeError):
+        raise ValueError(f'{name} is an index, a list of them, or a slice such as "::2", got {value!r}') from None
+    for index in found:
+        if isinstance(index, bool) or not isinstance(index, int) or not -total <= index < total:
+            raise ValueError(f"{name} has {index!r}, but there are 0 to {total - 1}")
+    if not found:
+        raise ValueError(f"{name} = {value!r} selects nothing, of 0 to {total - 1}")
+    return tuple(sorted({index % total for index in found}))

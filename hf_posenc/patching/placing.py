@@ -11,6 +11,7 @@ from ..attention.columns import WIDEST
 from ..attention.columns import WIDTH as COLUMNS
 from ..attention.tokens import READING
 from ..encodings import ENCODINGS, PositionalEncoding, create
+from ..encodings.composing.by_head import ByHead
 from ..encodings.contract import check_stages
 from ..encodings.naming import SCORING
 from ..encodings.temperature.base import Temperature
@@ -37,7 +38,9 @@ def placed(record: Patch, request: Request, index: int, native_slot: bool = True
         native_slot: use the native slot of the model where it can hold the encoding.
     """
     placements: list[Placement] = []
-    for layers in record.alike(request.layers, ENCODINGS[request.name].rotary):
+    cls = ENCODINGS[request.name]
+    counts_heads = issubclass(cls, ByHead) or "heads" in request.options or "temperature" in request.options
+    for layers in record.alike(request.layers, cls.rotary, *([False] if counts_heads else [])):
         while layers:
             placements.append(_place(record, request, layers, index + len(placements), native_slot))
             layers = layers[len(placements[-1].layers) :]

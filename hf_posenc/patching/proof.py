@@ -26,6 +26,7 @@ from ..attention.cached import arguments_of, cache_in
 from ..attention.probe import Handed
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.base import products
+from ..encodings.composing.by_head import ByHead
 from ..encodings.naming import EMBEDDING
 from ..encodings.rotary.rope import BY_LENGTH
 from .configuration import configs_in, own_config
@@ -91,12 +92,18 @@ def _try(record: Patch, requests: Sequence[Request], family: bool) -> None:
     if family or not handy:
         twin = twin_of(record)
         _prove_family(twin)
-        _prove_requests(twin, requests)
+        _prove_requests(twin, [_of_all_heads(request) for request in requests])
     if handy:
         with _untouched(record) as model:
             if family:
                 _prove_family(model)
             _prove_requests(model, requests)
+
+
+def _of_all_heads(request: Request) -> Request:
+    """`request`, as it can be made of a twin, which has fewer heads: what goes by head reaches the attention as what all heads have."""
+    by_head = issubclass(ENCODINGS[request.name], ByHead) or "heads" in request.options
+    return Request("alibi", {}, request.layers) if by_head else request
 
 
 def written(config: PretrainedConfig) -> str:

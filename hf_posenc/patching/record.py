@@ -169,11 +169,11 @@ class Patch:
         """The rotation that stands on the geometry of `layer`: the native one, its frequencies as they are, where it has one."""
         return create("rope", dataclasses.replace(self.geometry(layer), rope_type="default", rope_parameters=()))
 
-    def alike(self, layers: Iterable[int], rotary: bool) -> list[tuple[int, ...]]:
-        """`layers`, apart where one encoding cannot serve them all; a `rotary` one stands on the native frequencies."""
+    def alike(self, layers: Iterable[int], *rotary: bool) -> list[tuple[int, ...]]:
+        """`layers`, apart where one encoding cannot serve them all: a `rotary` one stands on the native frequencies, others count heads."""
         config, parts = self.native_config(), cast(dict[tuple, tuple[int, ...]], {})
         for layer in layers:
-            kind = self.architecture.kind(config, layer, rotary)
+            kind = tuple(self.architecture.kind(config, layer, each) for each in rotary)
             parts[kind] = (*parts.get(kind, ()), layer)
         return list(parts.values())
 

@@ -125,7 +125,7 @@ class Anneal(TrainerCallback):
         """The encoding at `value`, apart from the model, for each of its native geometries."""
         record = patching.patch_of(model)
         options = {name: option for name, option in self._arguments(value).items() if name != "layers"}
-        return [create(self.encoding, record.geometry(layers[0]), **options) for layers in record.alike(record.attentions, rotary=True)]
+        return [create(self.encoding, record.geometry(layers[0]), **options) for layers in record.alike(record.attentions, True)]
 
     def _differ(self, model: Any, one: float, other: float) -> bool:
         """Whether two values mean different frequencies; some options move them in steps only (`partial` counts whole pairs)."""

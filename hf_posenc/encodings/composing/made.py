@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base import PositionalEncoding
 
@@ -32,6 +32,16 @@ class Composed(PositionalEncoding):
 
     def __reduce__(self) -> tuple:
         return _empty, (type(self).bases, type(self).members), self.__dict__
+
+
+class ByParts(Composed):
+    """What consists of several encodings."""
+
+    parts: nn.ModuleList
+
+    def encodings(self) -> list[Any]:
+        """The parts, as encodings."""
+        return list(self.parts)
 
 
 @cache

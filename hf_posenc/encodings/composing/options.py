@@ -3,11 +3,13 @@
 from functools import partial
 
 from ..base import COMPOSITIONS
+from .by_head import on_heads
 from .tempered import tempered
 from .windows import AttentionChunks, SlidingWindow, windowed
 
 COMPOSITIONS.update(
     sliding_window=partial(windowed, SlidingWindow, "sliding_window"),
     attention_chunk=partial(windowed, AttentionChunks, "attention_chunk"),
+    heads=on_heads,
     temperature=tempered,
 )

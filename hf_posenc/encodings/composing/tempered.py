@@ -11,7 +11,7 @@ from torch import Tensor
 from ...registry import suggestion
 from ..base import ENCODINGS, Geometry, PositionalEncoding, Region, create
 from ..temperature.base import Temperature
-from .made import Composed, within
+from .made import ByParts, Composed, within
 
 SUFFIX = "_scale"
 """What may be left out of the name of a temperature, where it can be nothing else."""
@@ -88,5 +88,7 @@ def temperature(value: Any, geometry: Geometry) -> Temperature:
 
 def turns(encoding: PositionalEncoding) -> bool:
     """Whether queries or keys are turned, beyond a factor on the queries."""
+    if isinstance(encoding, ByParts):
+        return any(turns(part) for part in encoding.encodings())
     cls = encoding.bases[-1] if isinstance(encoding, Composed) else type(encoding)
     return not issubclass(cls, Temperature) and (cls.has("rotate") or cls.has("regions"))
