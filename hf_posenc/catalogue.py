@@ -68,7 +68,7 @@ class Description:
     Attributes:
         class_: folder of the catalogue, "own" for one that was registered from elsewhere.
         cost: one of `COSTS`.
-        starts_as: the encoding that gives the same logits right after the patch, where there is one.
+        chosen: options that it was asked about with.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Description:
     caches: str
     any_length: bool
     needs_training: str
-    starts_as: str
+    chosen: dict[str, Any]
 
     @property
     def summary(self) -> str:
@@ -96,13 +96,26 @@ class Description:
         return found[1] if found else ""
 
     @property
+    def starts_as(self) -> str:
+        """The encoding that gives the same logits right after the patch, with the options that were chosen; empty where there is none."""
+        import torch
+
+        from .encodings import ENCODINGS, Geometry, create
+
+        with torch.random.fork_rng(devices=[]):
+            try:
+                return create(self.name, Geometry(64, 4, max_positions=64), **self.chosen).starts_as
+            except ValueError:  # it needs options, or another model
+                return ENCODINGS[self.name].starts_as
+
+    @property
     def differs(self) -> str:
         """In what it differs from the paper or from the authors' code."""
-        found = re.findall(r"Differs from (?:[^\n]|\n(?!\n))*", self.documentation)
+        found = re.findall(r"Differs from\s(?:[^\n]|\n(?!\n))*", self.documentation)
         return " ".join(" ".join(found).split())
 
     def __str__(self) -> str:
-        options = ", ".join(f"{k}={v!r}" for k, v in self.options.items()) or "none"
+        options = ", ".join(f"{k}={v!r}" for k, v in {**self.options, **self.chosen}.items()) or "none"
         facts = [
             f"options: {options}",
             f"class: {self.class_}",
@@ -117,8 +130,8 @@ class Description:
         return "\n".join([f"{self.name} ({self.title})", "", self.documentation, "", *facts])
 
 
-def describe(name: str) -> Description:
-    """What the encoding `name` is and takes.
+def describe(name: str, **options: Any) -> Description:
+    """What the encoding `name` is and takes; with `options`, what it starts as with these.
 
     Raises:
         ValueError: no such encoding.
@@ -139,7 +152,7 @@ def describe(name: str) -> Description:
         caches=cls.caches,
         any_length=bool(cls.any_length),
         needs_training=cls.needs_training,
-        starts_as=getattr(cls, "starts_as", ""),
+        chosen=options,
     )
 
 
@@ -151,7 +164,9 @@ def class_of(cls: Any) -> str:
 
 def cost_of(cls: Any) -> str:
     """How the attention function serves the stages of an encoding on a CPU, without softcap, sinks or dropout."""
-    if cls.has("context_bias") or (cls.has("bias") and not cls.relative):
+    from .encodings.naming import BY_BLOCK
+
+    if cls.has(*BY_BLOCK) or (cls.has("bias") and not cls.relative):
         return "blocks"
     if cls.has("regions"):
         return "blocks" if cls.has("bias") else "regions"

@@ -87,16 +87,17 @@ def _models(arguments: argparse.Namespace) -> None:
 def _describe(arguments: argparse.Namespace) -> None:
     from .catalogue import describe
 
-    print(describe(arguments.encoding.partition(":")[0]))
-    if arguments.model or ":" in arguments.encoding:
+    label, options = arguments.encoding, dict[str, Any]()
+    if arguments.model or ":" in label:
         from .variants import read_plan
 
-        plan = read_plan([arguments.encoding])
+        ((label, options),) = read_plan([label]).items()
+    print(describe(label.partition(":")[0], **{name: value for name, value in options.items() if name != "layers"}))
     if arguments.model:
         from .evaluation.demo_model import resolve_model
         from .evaluation.warm_start import warm_start_of
 
-        print(*(warm_start_of(resolve_model(arguments.model), *each) for each in plan.items()), sep="\n")
+        print(warm_start_of(resolve_model(arguments.model), label, options))
 
 
 def _show(arguments: argparse.Namespace) -> None:

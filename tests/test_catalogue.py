@@ -81,7 +81,18 @@ def test_every_difference_is_told():
     for name in hf_posenc.list_encodings():
         description = hf_posenc.describe(name)
         assert description.differs.count("Differs from") == description.documentation.count("Differs from"), name
-        assert description.source, f"{name}: the first line of the docstring has no (Authors, year, arXiv:id, section)"
+        cited = "arXiv:" in description.documentation.split("\n\n")[0]  # some are nobody's
+        assert not cited or "arXiv:" in description.source, f"{name}: the first line has no (Authors, year, arXiv:id, section)"
+
+
+def test_what_it_starts_as_follows_the_options(capsys):
+    state = torch.random.get_rng_state()
+    assert hf_posenc.describe("t5").starts_as == "" and hf_posenc.describe("t5", init="zero").starts_as == "nope"
+    assert hf_posenc.describe("multiplicative").starts_as == "nope" and hf_posenc.describe("yarn").starts_as == ""
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert cli.main(["describe", "t5:init=zero"]) == 0
+    shown = capsys.readouterr().out
+    assert "the same logits as with: nope" in shown and "init='zero'" in shown and "num_buckets=32" in shown
 
 
 def test_an_encoding_of_ones_own_has_a_class_of_its_own():

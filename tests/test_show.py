@@ -75,6 +75,14 @@ def test_frequencies_that_follow_the_length_are_shown_at_both_lengths():
     assert found["text of 160"].tolist() == pytest.approx([2 * math.pi * stretched ** (2 * k / 16) for k in range(8)], rel=1e-4)
 
 
+def test_heads_with_frequencies_of_their_own():
+    found = view("ms_poe").wavelengths
+    native = [2 * math.pi * 10_000 ** (2 * k / 16) for k in range(8)]
+    assert list(found) == ["the model's own", "ms_poe, 0", "ms_poe, 1"]
+    for head, ratio in ((0, 1.5), (1, 1.2)):
+        assert found[f"ms_poe, {head}"].tolist() == pytest.approx([ratio * wavelength for wavelength in native])
+
+
 def test_pairs_that_do_not_turn_have_no_wavelength():
     still = view("p_rope", p=0.5).wavelengths["p_rope"]
     assert still[:4].isfinite().all() and still[4:].isinf().all()
@@ -131,6 +139,12 @@ def test_what_ends_at_a_length_says_so():
     longer = view("learned", max_positions=50)
     assert longer.past.query == 49 and "50" in longer.refused
     assert view("alibi").refused == ""
+
+
+def test_nothing_is_said_to_be_nothing():
+    assert panels(view("nope"))[0].says(view("nope")) == "Positions add nothing to scores."
+    assert "starts at zero" in panels(view("multiplicative"))[0].says(view("multiplicative"))
+    assert "starts at zero" not in panels(view("shaw"))[0].says(view("shaw"))
 
 
 # -- contents ---------------------------------------------------------------------------------------------------------

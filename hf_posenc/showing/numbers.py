@@ -32,6 +32,8 @@ CONTIGUOUS = 4096
 """Keys that there are at most where all of them must be."""
 AT_ONCE = 1 << 23
 """Numbers in memory at once."""
+DECIMALS = 12
+"""Of scores: what is left beyond is rounding."""
 CONTENTS = 16
 """Of queries, where fewer than the width of a head will do."""
 TEXTS = 2
@@ -52,6 +54,11 @@ class Row:
     distances: Tensor
     mean: Tensor
     spread: Tensor | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Positions add nothing."""
+        return not self.mean.nan_to_num().any() and (self.spread is None or not self.spread.nan_to_num().any())
 
     @property
     def alike(self) -> bool:
@@ -135,16 +142,18 @@ class View:
 def row(subject: Subject, query: int) -> Row:
     """What positions add to the scores of the query at that position."""
     query = min(query, CONTIGUOUS - 1) if subject.reads_text else query
-    distances = sampled(query)
+    distances, at = sampled(query), torch.tensor([query])
     keys, every = query - distances, torch.arange(query + 1)
+    spread = None
     if not subject.attends:
-        return Row(query, distances, of_embeddings(subject, torch.tensor([query]), keys))
-    if subject.reads_contents:
-        mean, spread = with_contents(subject, torch.tensor([query]), every)
-        return Row(query, distances, mean[:, 0, keys], spread[:, 0, keys])
-    if subject.reads_text:
-        return Row(query, distances, equal_contents(subject, torch.tensor([query]), every)[:, 0, keys])
-    return Row(query, distances, equal_contents(subject, torch.tensor([query]), keys)[:, 0])
+        mean = of_embeddings(subject, at, keys)
+    elif subject.reads_contents:
+        mean, spread = (found[:, 0, keys] for found in with_contents(subject, at, every))
+    elif subject.reads_text:
+        mean = equal_contents(subject, at, every)[:, 0, keys]
+    else:
+        mean = equal_contents(subject, at, keys)[:, 0]
+    return Row(query, distances, mean.round(decimals=DECIMALS), spread)
 
 
 def sampled(query: int) -> Tensor:
@@ -301,7 +310,9 @@ def frequencies_of(subject: Subject) -> dict[str, Tensor]:
         native = {"the model's own": native_frequencies(encoding.geometry)}
     if isinstance(encoding, RoPEByLength):
         ends = sorted({min(subject.trained, subject.reach), subject.reach})
-        return native | {f"text of {end:,}": encoding.frequencies_for(torch.tensor([end - 1]))[0] for end in ends}
+        served = {f"text of {end:,}": encoding.frequencies_for(torch.tensor([end - 1]))[0] for end in ends}
+        if all(len(found) == len(encoding.inv_freq) for found in served.values()):  # some tell lengths apart by something else
+            return native | served
     own = encoding.frequencies()
     sets = [own[0]] if own is not None else [buffer for name, buffer in encoding.named_buffers() if name.split(".")[-1] == "inv_freq"]
     rows = [each for found in sets for each in found.detach().reshape(-1, found.shape[-1])]

@@ -9,8 +9,8 @@ from typing import Any
 from ..plotting import COLOURS, new_axes, new_figure, plain, styles
 from .numbers import NEAR, Row, View
 
-NAMED_HEADS = 8
-"""Heads that a legend names, of more than that."""
+NAMED = 8
+"""Lines that a legend names, of more than that."""
 NUMBERS = 256
 """Of an embedding that are drawn."""
 WIDTH, HEIGHT = 5.6, 3.8
@@ -57,7 +57,7 @@ def draw_heads(axes: Any, view: View, row: Row, linestyle: str = "-", named: boo
 
     heads, distances = range(1 if row.alike else len(row.mean)), row.distances.numpy()
     everything = "all heads" if view.subject.attends else "embeddings"
-    shown = {round(i * (len(heads) - 1) / (NAMED_HEADS - 1)) for i in range(NAMED_HEADS)}
+    shown = spread_over(len(heads))
     for head in heads:
         name = everything if len(heads) == 1 else f"head {head}" if head in shown else None
         colour = colormaps["viridis"](0.9 * head / (len(heads) - 1)) if len(heads) > 1 else COLOURS[0]
@@ -68,6 +68,11 @@ def draw_heads(axes: Any, view: View, row: Row, linestyle: str = "-", named: boo
             axes.fill_between(distances, low.numpy(), high.numpy(), color=colour, alpha=0.15, linewidth=0)
 
 
+def spread_over(count: int) -> set[int]:
+    """Which of so many lines a legend names."""
+    return {round(i * (count - 1) / (NAMED - 1)) for i in range(NAMED)}
+
+
 def says_near(view: View) -> str:
     row, contents = view.within, "with the same content"
     if row.spread is not None:
@@ -75,6 +80,9 @@ def says_near(view: View) -> str:
     elif not view.subject.attends:
         contents = "with the same content, were queries and keys the embeddings themselves"
     heads = "one line for all heads, which are alike" if row.alike else "one line a head"
+    if row.empty:
+        learned = any(True for _ in view.subject.encoding.parameters())
+        return "Positions add nothing to scores" + (": what is learned starts at zero, and a trained model shows more." if learned else ".")
     return f"What positions add to the score of the query at {row.query:,} for a key so far behind it, {contents}: {heads}."
 
 
@@ -115,9 +123,10 @@ def says_similarity(view: View) -> str:
 
 def draw_wavelengths(axes: Any, view: View) -> None:
     """Tokens in which each pair of dimensions turns once, beside the lengths that matter."""
-    for (name, found), look in zip(view.wavelengths.items(), styles(), strict=False):
-        turning = found.isfinite()
-        axes.plot(turning.nonzero().flatten().numpy(), found[turning].numpy(), label=name, **look | {"markersize": 4})
+    shown = spread_over(len(view.wavelengths))
+    for at, ((name, found), look) in enumerate(zip(view.wavelengths.items(), styles(), strict=False)):
+        turning, told = found.isfinite(), {"label": name} if at in shown else {}
+        axes.plot(turning.nonzero().flatten().numpy(), found[turning].numpy(), **told, **look | {"markersize": 4})
     mark(axes.axhline, view.subject.trained)
     if view.subject.promised not in (None, view.subject.trained):
         mark(axes.axhline, view.subject.promised, "asked to reach", "--")
@@ -128,7 +137,8 @@ def draw_wavelengths(axes: Any, view: View) -> None:
 
 def says_wavelengths(view: View) -> str:
     slow = {name: int((found > view.subject.trained).sum()) for name, found in view.wavelengths.items()}
-    counts = "; ".join(f"{name}: {count} of {len(view.wavelengths[name])}" for name, count in slow.items())
+    shown = spread_over(len(slow))
+    counts = "; ".join(f"{name}: {n} of {len(view.wavelengths[name])}" for at, (name, n) in enumerate(slow.items()) if at in shown)
     return (
         "Tokens in which each pair turns once. A pair above the dotted line does not turn once within the trained length, so that longer "
         f"texts bring angles that training has never shown, unless it is stretched. Pairs above it: {counts}."
