@@ -38,9 +38,9 @@ def test_all_layers_share_one_set(batch):
 
 
 def test_half_precision_keeps_the_angles_of_a_fresh_patch(geometry):
-    lerope = create("lerope", geometry).to(torch.bfloat16)
-    assert lerope.live_frequencies().dtype == torch.float32
-    assert torch.equal(lerope.live_frequencies(), create("rope", geometry).inv_freq)
+    x, pos = torch.randn(1, 4, 6, 8, dtype=torch.bfloat16), 5000 + torch.arange(6)[None]
+    lerope, rope = (create(name, geometry).to(torch.bfloat16) for name in ("lerope", "rope"))
+    assert torch.equal(lerope.rotate_one(x, pos), rope.rotate_one(x, pos))
 
 
 def test_has_no_options(geometry):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Geometry, precise
-from .rope import RoPE
+from .rope import RoPE, cos_sin
 
 
 class LearnedFrequencies(RoPE):
@@ -25,8 +25,9 @@ class LearnedFrequencies(RoPE):
         super().__init__(geometry)
         self.log_scale = nn.Parameter(torch.zeros(*rows, self.dim // 2))
 
-    def live_frequencies(self) -> Tensor:
-        return precise(self.inv_freq, self.log_scale) * precise(self.log_scale, self.log_scale).exp()
+    def angles(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = precise(self.inv_freq, like) * precise(self.log_scale, like).exp()
+        return cos_sin(pos, scaled, self.attention_factor, like)
 
     def frequencies(self) -> None:
         return None

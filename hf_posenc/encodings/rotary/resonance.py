@@ -5,9 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..base import Geometry, register
-from .rope import RoPE
+from ..base import Geometry, register, widest
+from .rope import RoPE, cos_sin
 from .scaling import scheme
+
+
+def whole_wavelengths(inv_freq: Tensor) -> Tensor:
+    """Of frequencies, in tokens: infinite where a pair stands still."""
+    return (2 * math.pi / inv_freq).round().clamp(min=1)
 
 
 @register("resonance")
@@ -23,8 +28,8 @@ class Resonance(RoPE):
         target_length: passed on to the base, if it takes one.
         options: further options of the base, by name.
 
-    Works without training where its base does. Differs from the authors' code: angles are not taken modulo the wavelength, which changes
-    nothing but rounding; an encoding whose frequencies depend on the length of the text cannot be the base.
+    Works without training where its base does. Differs from the authors' code: in the native slot, positions are not taken modulo the
+    wavelength, which changes nothing but rounding; an encoding whose frequencies depend on the length of the text cannot be the base.
     """
 
     needs_training = ""
@@ -47,8 +52,12 @@ class Resonance(RoPE):
         return self.base.context_length
 
     def inverse_frequencies(self) -> Tensor:
-        wavelengths = (2 * math.pi / self.base.inverse_frequencies()).round().clamp(min=1)  # infinite where a pair stands still
-        return 2 * math.pi / wavelengths
+        return 2 * math.pi / whole_wavelengths(self.base.inverse_frequencies())
+
+    def angles(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        wavelengths = whole_wavelengths(self.inv_freq).to(pos.device, widest(pos.device))
+        within = pos[..., None].to(wavelengths) % wavelengths
+        return cos_sin(within, 2 * math.pi / wavelengths, self.attention_factor, like)
 
     def rope_parameters(self):
         return None

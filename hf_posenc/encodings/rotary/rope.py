@@ -39,7 +39,7 @@ def once(pos: Tensor, key: tuple, make: Callable[[], Any]) -> Any:
 
 
 def cos_sin(pos: Tensor, inv_freq: Tensor, factor: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B,1,T,n] of the angles pos [B,T] * inv_freq [n], times `factor`, in the precision that suits `like`.
+    """Cosine and sine [B,1,T,n] of the angles pos [B,T] or [B,T,n] * inv_freq [n], times `factor`, in the precision that suits `like`.
 
     A `factor` for each token is [B,1,T,1]. `inv_freq` is [G,n] where each key-value head has its own, and so are then the cosines:
     [B,G,T,n]; it is [B,1,1,n] where each row of the batch has its own. `pos` is [B,T,n] where each pair has its own.
@@ -122,28 +122,26 @@ class RoPE(PositionalEncoding):
             return native_frequencies(self.geometry)
         return power_frequencies(self.theta, self.dim)
 
-    def live_frequencies(self) -> Tensor:
-        """The frequencies that `rotate` goes by, shaped as those: `inv_freq`, or what has been learned."""
-        return self.inv_freq
-
     def reset_buffers(self) -> None:
         self.set_buffer("inv_freq", self.inverse_frequencies())
 
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         return self.rotate_one(q, q_pos), self.rotate_one(k, k_pos)
 
+    def angles(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What `cos_sin` gives for tokens at `pos` [1 or B,T], in the precision that suits `like`: [B,1 or G,T,r/2]."""
+        return cos_sin(pos, self.inv_freq, self.attention_factor, like)
+
     def rotate_one(self, x: Tensor, pos: Tensor, place: Place | None = None) -> Tensor:
         """x [B,H,T,D] at `pos` [1 or B,T], or at `place` of it."""
         if not x.shape[2]:
             return x
-        where = (lambda: pos) if place is None else lambda: place(pos.to(widest(pos.device)))
-        inv_freq = self.live_frequencies()
 
-        def angles() -> tuple[Tensor, Tensor]:
-            return cos_sin(where(), inv_freq, self.attention_factor, x)
+        def turns() -> tuple[Tensor, Tensor]:
+            return self.angles(pos if place is None else place(pos.to(widest(pos.device))), x)
 
-        fixed = inv_freq is self.inv_freq
-        cos, sin = once(pos, (inv_freq, self.attention_factor, place, x.dtype), angles) if fixed else angles()
+        learned = next(self.parameters(), None) is not None
+        cos, sin = turns() if learned else once(pos, (self, self.inv_freq, place, x.dtype), turns)
         return turn_pairs(x, cos, sin, self.geometry)
 
     def frequencies(self) -> tuple[Tensor, float] | None:
