@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import pytest
@@ -15,7 +14,9 @@ AUTHORS = [  # NezhaPositionsEncoding(6, 6, 8, 3) of Tongjilibo/bert4torch, quer
 
 
 def test_vectors_are_those_of_the_authors(geometry):
-    torch.testing.assert_close(create("nezha", geometry, max_distance=3).table, torch.tensor(AUTHORS).flip(0), rtol=0, atol=1e-6)
+    nezha = create("nezha", geometry, max_distance=3)
+    torch.testing.assert_close(nezha.table, torch.tensor(AUTHORS).flip(0), rtol=0, atol=1e-6)
+    assert torch.equal(nezha.value_table, nezha.table)
 
 
 def test_scores(geometry, random_qk):
@@ -33,6 +34,17 @@ def test_scores(geometry, random_qk):
                     torch.testing.assert_close(scores[b, h, i, j], expected, rtol=0, atol=1e-5)
 
 
+def test_values_are_moved_by_the_same_vectors(geometry, random_qk):
+    """The weighted sum of a vector for each pair, as NezhaSelfAttention of bert4torch takes it."""
+    nezha, (q, k, pos) = create("nezha", geometry, max_distance=3), random_qk(geometry, 6)
+    weights = torch.rand(2, 4, 6, 6).tril()
+    pairs = torch.tensor(AUTHORS)[(pos[0] - pos[0][:, None]).clamp(-3, 0) + 3]
+    expected = torch.einsum("bhij,ijd->bhid", weights, pairs)
+    torch.testing.assert_close(nezha.attended(weights, nezha.block(q, k, pos, pos)), expected, rtol=0, atol=1e-5)
+    alone = create("nezha", geometry, values=False)
+    assert not alone.attended(weights, alone.block(q, k, pos, pos)).any()
+
+
 def test_nothing_learns(geometry):
     assert not list(create("nezha", geometry).parameters())
 
@@ -40,5 +52,5 @@ def test_nothing_learns(geometry):
 def test_bad_options(geometry):
     with pytest.raises(ValueError, match="max_distance"):
         create("nezha", geometry, max_distance=0)
-    with pytest.raises(ValueError, match="head_dim is odd: 9"):
-        create("nezha", dataclasses.replace(geometry, head_dim=9))
+    with pytest.raises(ValueError, match="values is True or False"):
+        create("nezha", geometry, values=None)

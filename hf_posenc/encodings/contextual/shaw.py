@@ -9,8 +9,33 @@ from ..options import LONGEST_TABLE, count, flag, one_of
 STARTS = ("xavier", "zero")
 
 
+class RelativeKeys(PositionalEncoding):
+    """A vector a distance meets the query, the last of them for all greater distances too: `table` [K+1,D]."""
+
+    table: Tensor
+    relative = True
+    needs_training = "pretraining or fine-tuning"
+
+    def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
+        by_distance = precise(q, q) @ precise(self.table, q).T * scaling
+        return at_distance(by_distance, q_pos, k_pos)
+
+
+class RelativeVectors(RelativeKeys):
+    """Another is added to the value of the key: `value_table` [K+1,V], or none."""
+
+    value_table: Tensor | None
+
+    def attended(self, weights: Tensor, block: Block) -> Tensor:
+        if self.value_table is None:
+            return weights.new_zeros(*weights.shape[:3], self.geometry.value_dim)
+        distance = distances(block.q_pos, block.k_pos, len(self.value_table)).expand_as(weights)
+        by_distance = weights.new_zeros(*weights.shape[:3], len(self.value_table)).scatter_add(-1, distance, weights)
+        return by_distance @ self.value_table.to(weights)
+
+
 @register("shaw")
-class Shaw(PositionalEncoding):
+class Shaw(RelativeVectors):
     """Relative position representations (Shaw et al., 2018, arXiv:1803.02155, eq. 3 and 4).
 
     score(i, j) = q_i (k_j + a[min(i - j, K)]) / sqrt(D), and token i attends to the values v_j + b[min(i - j, K)]: two learned vectors a
@@ -24,9 +49,7 @@ class Shaw(PositionalEncoding):
     Needs training. Differs from the paper: no vectors for keys after the query, which a decoder does not see.
     """
 
-    relative = True
     per_layer = True
-    needs_training = "pretraining or fine-tuning"
 
     def __init__(self, geometry: Geometry, *, max_distance: int = 16, values: bool = True, init: str = "xavier"):
         super().__init__(geometry)
@@ -38,17 +61,6 @@ class Shaw(PositionalEncoding):
         else:
             for table in self.parameters():
                 nn.init.xavier_uniform_(table)
-
-    def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
-        by_distance = precise(q, q) @ precise(self.table, q).T * scaling
-        return at_distance(by_distance, q_pos, k_pos)
-
-    def attended(self, weights: Tensor, block: Block) -> Tensor:
-        if self.value_table is None:
-            return weights.new_zeros(*weights.shape[:3], self.geometry.value_dim)
-        distance = distances(block.q_pos, block.k_pos, len(self.value_table)).expand_as(weights)
-        by_distance = weights.new_zeros(*weights.shape[:3], len(self.value_table)).scatter_add(-1, distance, weights)
-        return by_distance @ self.value_table.to(weights)
 
 
 def distances(q_pos: Tensor, k_pos: Tensor, length: int) -> Tensor:

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..base import Geometry, PositionalEncoding, precise, register
+from ..base import Geometry, register
 from ..options import count
-from .shaw import at_distance
+from .shaw import RelativeKeys
 
 REACH = 7
 """Widths after which a wavelet is nothing: there (1 - t^2) exp(-t^2 / 2) is 1e-9."""
 
 
 @register("wavelet_pe")
-class WaveletPE(PositionalEncoding):
+class WaveletPE(RelativeKeys):
     """Wavelets of the distance (Oka et al., 2025, arXiv:2502.02004), in the place of Shaw's vectors.
 
     score(i, j) = q_i (k_j + p(i - j)) / sqrt(D), with p_d(t) = psi((t - b) / a) / sqrt(a) and the Ricker wavelet
@@ -24,10 +23,6 @@ class WaveletPE(PositionalEncoding):
     No parameters, yet the queries have to learn what to make of p: needs training. No code of the authors was found; the scales and
     shifts, and the factor 1 / sqrt(a), follow descriptions of the paper.
     """
-
-    table: Tensor
-    relative = True
-    needs_training = "pretraining or fine-tuning"
 
     def __init__(self, geometry: Geometry, *, scales: int = 8):
         super().__init__(geometry)
@@ -41,6 +36,3 @@ class WaveletPE(PositionalEncoding):
         t = (torch.arange(last)[:, None] - b) / a
         waves = (1 - t**2) * torch.exp(-(t**2) / 2) / a.sqrt()
         self.set_buffer("table", torch.cat((waves, torch.zeros_like(waves[:1]))))  # beyond all of them
-
-    def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
-        return at_distance(precise(q, q) @ precise(self.table, q).T * scaling, q_pos, k_pos)
