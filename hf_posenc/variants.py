@@ -124,8 +124,9 @@ def check_plan(labels: Sequence[str], plan: Mapping[str, Mapping[str, Any]], kno
 def taken(name: str) -> tuple[str, ...]:
     """The options that an encoding takes; ValueError for an unknown name."""
     from .catalogue import describe
+    from .encodings.base import COMPOSITIONS
 
-    return () if name == STOCK else (*describe(name).options, "layers")
+    return () if name == STOCK else (*describe(name).options, *COMPOSITIONS, "layers")
 
 
 def told(options: Sequence[str]) -> str:

@@ -83,6 +83,16 @@ def test_heads_with_frequencies_of_their_own():
         assert found[f"ms_poe, {head}"].tolist() == pytest.approx([ratio * wavelength for wavelength in native])
 
 
+def test_what_goes_with_any_encoding():
+    found = view("alibi", heads="::2").within.mean
+    for head, slope in enumerate((2.0**-4, 0, 2.0**-8, 0)):  # of a model with two heads
+        assert found[head, 10] == pytest.approx(-10 * slope)
+    assert view("alibi", heads="::2").wavelengths == {}
+    past = view("nope", temperature="log_n", sliding_window=20).past
+    at = dict(zip(past.distances.tolist(), past.mean[0].tolist(), strict=True))
+    assert at[19] == pytest.approx(4 * (math.log(80) / math.log(40) - 1), rel=1e-4) and math.isnan(at[20])
+
+
 def test_pairs_that_do_not_turn_have_no_wavelength():
     still = view("p_rope", p=0.5).wavelengths["p_rope"]
     assert still[:4].isfinite().all() and still[4:].isinf().all()

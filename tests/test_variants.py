@@ -26,6 +26,15 @@ def test_the_narrower_option_wins():
     }
 
 
+def test_options_of_every_encoding():
+    labels = ["yarn:factor=4,temperature=log_n", 'nope:temperature={"name":"log_n","trained_length":64}', "alibi:heads=::2"]
+    assert read_plan(labels) == {
+        labels[0]: {"factor": 4, "temperature": "log_n"},
+        labels[1]: {"temperature": {"name": "log_n", "trained_length": 64}},
+        labels[2]: {"heads": "::2"},
+    }
+
+
 def test_layers_are_for_every_encoding_but_the_stock_model():
     assert read_plan(["stock", "alibi", "nope:layers=3"], flags={"layers": "0,1"}) == {
         "stock": {},

@@ -316,6 +316,8 @@ def frequencies_of(subject: Subject) -> dict[str, Tensor]:
     own = encoding.frequencies()
     sets = [own[0]] if own is not None else [buffer for name, buffer in encoding.named_buffers() if name.split(".")[-1] == "inv_freq"]
     rows = [each for found in sets for each in found.detach().reshape(-1, found.shape[-1])]
+    if not rows:
+        return {}
     if len(rows) == 1 and native and torch.equal(rows[0].float(), native["the model's own"].float()):
         return native
     return native | {encoding.name if len(rows) == 1 else f"{encoding.name}, {index}": each for index, each in enumerate(rows)}
