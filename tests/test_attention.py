@@ -49,6 +49,8 @@ def setting(name, heads=4, groups=2, width=16, queries=40, keys=40, batch=2, nat
 def posenc_attention(backend, site, q, k, v, mask, **kwargs):
     """The attention function, handed the states of the tokens as the hook before a layer does."""
     state = state_of(site.encoding, k)
+    if state is not None and not site.encoding.caches_state:
+        state = state[:, :, -q.shape[2] :]
     return entry.posenc_attention(backend, site, q, k, v, mask, **kwargs | ({} if state is None else {STATE: state}))
 
 

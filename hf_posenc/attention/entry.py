@@ -108,9 +108,9 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     given = kwargs.pop(GIVEN, mask)
     layout = Layout.of(pos, _said(backend, given, query, key), len(query), key.shape[2])
     state, axes = kwargs.pop(STATE, None), placed(encoding, pos)
-    if encoded and state is not None:
+    if encoded and state is not None and encoding.caches_state:
         key, state = _parted(key, state)
-    elif not encoded:
+    if not encoded:
         key = encoding.cached_key(key, layout.k_pos if encoding.axes == 1 else axes)
     if encoding.has("value"):
         value = encoding.value(value, layout.k_pos).contiguous()
@@ -136,12 +136,12 @@ def _whole(call: Call, state: Tensor | None, axes: Tensor) -> Block:
     """All of a call, as the stages see it that ask for blocks.
 
     Args:
-        state: of all keys [B,A,K,n]. axes: positions of the queries [n,1 or B,Q], or [1 or B,Q] where they have one.
+        state: of all keys [B,A,K,n], or of the queries alone. axes: those of the queries, [n,1 or B,Q], or [1 or B,Q] where there is one.
     """
     encoding, layout = call.encoding, call.layout
     if encoding.has("state") and state is None:
         raise RuntimeError(f"{type(call.module).__name__} does not hand on what it is given, which {encoding.name!r} looks at")
-    own, real = layout.own if state is not None else (layout.q_pos, None)
+    own, real = layout.own if state is not None and encoding.caches_state else (layout.q_pos, None)
     q_state, k_state = (None, None) if state is None else encoding.states(state, own, real)
     many = axes.expand(-1, len(call.query), -1) if encoding.axes > 1 else None
     return Block(call.query, call.key, layout.q_pos, layout.k_pos, call.scaling, None, q_state, k_state, many)

@@ -181,5 +181,5 @@ class CachedKeys:
         held = {name: x for name, x in kwargs.items() if isinstance(x, Cache)}
         for name, cache in held.items():
             cache = getattr(cache, "self_attention_cache", cache)  # of an `EncoderDecoderCache`
-            kwargs = kwargs | {name: EncodedKeys(cache, encoding, pos, state), ENCODED: True}
+            kwargs = kwargs | {name: EncodedKeys(cache, encoding, pos, state if encoding.caches_state else None), ENCODED: True}
         return args, kwargs

@@ -116,9 +116,11 @@ class Subject:
         x = torch.randn(len(k), k.shape[2], self.geometry.hidden_size, generator=torch.Generator().manual_seed(3)).to(k)
         return encoding.state(x, torch.arange(k.shape[2], device=k.device).expand(len(k), -1))
 
-    def handed(self, encoding: PositionalEncoding, k: Tensor) -> dict[str, Any]:
+    def handed(self, encoding: PositionalEncoding, q: Tensor, k: Tensor) -> dict[str, Any]:
         """What the attention function is handed beside the numbers of the heads."""
         state = self.state(encoding, k)
+        if state is not None and not encoding.caches_state:
+            state = state[:, :, -q.shape[2] :]
         return {} if state is None else {STATE: state}
 
     def choice(self, encoding: PositionalEncoding, length: int, what: str = "forward") -> Choice:

@@ -139,6 +139,8 @@ class PositionalEncoding(nn.Module):
     """`context_bias` takes `reach`, so as not to look for the largest distance in the position tensors."""
     axes: ClassVar[int] = 1
     """Axes of the positions that `cached_key` is given, and `Block.axes` has: [n,B,Q] where there are more than one."""
+    caches_state: ClassVar[bool] = True
+    """The state of a token lies beside its key in the KV cache; otherwise queries alone have one, and it is forgotten."""
     per_layer: bool = False
     """Each layer has parameters of its own; otherwise all layers share one encoding."""
     starts_as: str = ""
@@ -383,13 +385,15 @@ class PositionalEncoding(nn.Module):
         seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries) if seen is None else seen
         return Block(q, stored, q_pos, k_pos, scaling, seen, q_state, k_state, axes)
 
-    def states(self, state: Tensor, queries: int | Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def states(self, state: Tensor, queries: int | Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What a `Block` has of the states [B,A,K,n] of all keys: those of the queries and those of the keys, or their sums.
 
         Args:
             queries: how many of the last keys are those of the queries, or the index [1 or B,Q] of each query's own key.
             real: [1 or B,K] bool: the keys that count.
         """
+        if not self.caches_state:
+            return (state[:, :, state.shape[2] - queries :] if isinstance(queries, int) else state), None
         if self.has("increments"):
             steps = self.increments(state)
             steps = steps if real is None else torch.where(real[:, None, :, None], steps, 0)
