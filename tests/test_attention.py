@@ -40,7 +40,10 @@ def setting(name, heads=4, groups=2, width=16, queries=40, keys=40, batch=2, nat
     generator = torch.Generator().manual_seed(seed)
     geometry = Geometry(heads * width, heads, groups, width, max_positions=native)
     torch.manual_seed(seed)
-    site = Site(hf_posenc.create(name, geometry, **options_for(name)), heads // groups)
+    options = options_for(name)
+    if "max_positions" in options:
+        options["max_positions"] = max(keys, options["max_positions"])
+    site = Site(hf_posenc.create(name, geometry, **options), heads // groups)
     q = torch.randn(batch, heads, queries, width, generator=generator)
     k, v = (torch.randn(batch, groups, keys, width, generator=generator) for _ in range(2))
     return site, q, k, v

@@ -30,7 +30,7 @@ def test_on_an_accelerator_nothing_goes_by_block_that_flex_attention_can_do(name
         assert found.path == "stock"
     elif cls.has(*BY_BLOCK) or cls.data_dependent:
         assert found.path == "blocks"
-    elif learning and (place == "mps" or name == "fire"):
+    elif learning and (place == "mps" or (cls.has("bias") and not cls.relative)):
         assert found.path == "blocks"  # no backward pass there; every score would add to the same few gradients
     else:
         assert found.path == "flex"

@@ -75,7 +75,8 @@ def expected_paths(name, kind, grad):
     if not stages:
         return set()  # a rotation alone goes to the stock kernel
     content = set(BY_BLOCK) & stages
-    by_block = {"blocks"} | ({"fused"} if not grad and kind == "plain" and not content | ({"regions"} & stages) else set())
+    fused = not grad and kind == "plain" and not content | ({"regions"} & stages) and not cls.has("meet")
+    by_block = {"blocks"} | ({"fused"} if fused else set())
     if content:
         return by_block
     if "regions" in stages:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Geometry, PositionalEncoding, precise, register
+from ..base import Block, Geometry, PositionalEncoding, precise, register
 from ..bias.alibi import native_slopes
 from ..options import one_of
+from ..widths import Term, widened
 
 GATES = ("q", "k", "qk")
 STARTS = ("normal", "alibi")
@@ -26,7 +27,8 @@ class GRAPEAdditive(PositionalEncoding):
         gate: which of the two summands there are: those of the query "q", of the key "k", or both, "qk".
         init: "normal" directions, and w = 1; or "alibi": u and v are of any length, at first 0, and w such that the slopes are ALiBi's.
 
-    Needs training. Differs from the authors' code: queries and keys are as the model has them, without the norm they are given there.
+    Needs training. It is four products of a number of the query and one of the key: further columns. Differs from the authors' code:
+    queries and keys are as the model has them, without the norm they are given there.
     """
 
     slopes: Tensor
@@ -48,17 +50,21 @@ class GRAPEAdditive(PositionalEncoding):
     def reset_buffers(self) -> None:
         self.set_buffer("slopes", native_slopes(self.geometry))
 
-    def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
-        slope = precise(self.slopes, q) * F.softplus(precise(self.w, q))
-        distance = precise((q_pos[:, None, :, None] - k_pos[:, None, None, :]).clamp(min=0), q)
-        total = self._gate(self.v, q, q).mT + self._gate(self.u, k, q)
-        return -slope[:, None, None] * total * distance
+    def meet(self, block: Block) -> tuple[Tensor, Tensor]:
+        # Positions are counted from the last key, where the numbers of its neighbours are small.
+        i, j = (precise(x - block.k_pos[:, -1:], block.q)[:, None] for x in (block.q_pos, block.k_pos))
+        terms = []
+        if self.v is not None:
+            gate = self._opened(self.v, block.q, block.q)
+            terms += [Term(-i * gate, None), Term(gate, j)]
+        if self.u is not None:
+            gate = self._opened(self.u, block.k, block.q)
+            terms += [Term(-i, gate), Term(None, j * gate)]
+        return widened(block.q, block.k, terms, block.scaling)
 
-    def _gate(self, vectors: Tensor | None, x: Tensor, like: Tensor) -> Tensor:
-        """softplus(v x / sqrt(D)) for queries or keys x [B,H or G,T,D]: [B,H,1,T]; 0 without vectors."""
-        if vectors is None:
-            return precise(torch.zeros(1, 1, 1, 1), like)
-        v = precise(vectors, like)
+    def _opened(self, vectors: Tensor, x: Tensor, like: Tensor) -> Tensor:
+        """m w softplus(v x / sqrt(D)) of queries [B,H,T,D] or keys [B,G,T,D]: [B,H,T]."""
+        v, slope = precise(vectors, like), precise(self.slopes, like) * F.softplus(precise(self.w, like))
         v = F.normalize(v, dim=-1, eps=EPS) if self.directed else v
-        v = v.unflatten(0, (x.shape[1], -1)) * x.shape[-1] ** -0.5
-        return F.softplus(v @ precise(x, like).mT).flatten(1, 2)[:, :, None]
+        met = v.unflatten(0, (x.shape[1], -1)) @ precise(x, like).mT * x.shape[-1] ** -0.5
+        return F.softplus(met).flatten(1, 2) * slope[:, None]

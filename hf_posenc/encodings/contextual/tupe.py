@@ -4,71 +4,78 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Geometry, PositionalEncoding, precise, register
+from ..base import Block, Geometry, precise, register
 from ..bias.t5 import T5Bias
-from ..options import LONGEST_TABLE, count, flag, one_of
+from ..input.limited import Limited
+from ..options import one_of
 
 STARTS = ("normal", "zero")
 INIT_STD = 0.02
 
 
 @register("tupe")
-class TUPE(PositionalEncoding):
-    """Untied positional encoding (Ke et al., 2020, arXiv:2006.15595, section 3.1).
+class TUPE(Limited):
+    """Untied positional encoding (Ke et al., 2020, arXiv:2006.15595, section 3.1; TUPE-A).
 
-    score(i, j) = [q_i k_j + (p_i U_h) (p_j V_h)] / sqrt(D) + b[h, bucket(i - j)], with p_t the normalised learned vector of position t, U
-    and V projections of it, and b the buckets of `t5`, all shared by the layers.
-
-    Cost: V_h p_j is kept with the key of each token, for each query head: keys in the cache are 1 + H/G times as wide.
+    score(i, j) = [q_i k_j + (p_i U_h) (p_j V_h)] / sqrt(D), with p_t the normalised learned vector of position t, and U and V projections
+    of it, all shared by the layers: further columns of queries and keys.
 
     Args:
         max_positions: vectors p; default the native context. A position beyond is an error.
-        buckets: with b (TUPE-R), or without (TUPE-A).
-        init: "normal" (N(0, 0.02)), or "zero": U and b are 0 at first.
+        init: U is "normal" (N(0, 0.02)), or "zero".
 
-    Needs training. Differs from the paper: all is divided by sqrt(D), not sqrt(2 D), a temperature; and the first token is like any other,
-    since it is no [CLS].
+    Needs training. Cost: V_h p_j lies in the cache with each key, for each of the H/G heads that share it, so that keys are 1 + H/G times
+    as wide. Differs from the paper: all is divided by sqrt(D), not sqrt(2 D), a temperature; and the first token is like any other, since
+    it is no [CLS].
     """
 
-    any_length = False
     needs_training = "pretraining or fine-tuning"
+    beyond = "the learned vectors of"
 
-    def __init__(self, geometry: Geometry, *, max_positions: int | None = None, buckets: bool = True, init: str = "normal"):
-        super().__init__(geometry)
-        self.rows = geometry.max_positions if max_positions is None else count("max_positions", max_positions, at_most=LONGEST_TABLE)
-        zero, (heads, width) = one_of("init", init, STARTS) == "zero", (geometry.num_heads, geometry.head_dim)
-        self.starts_as = "nope" if zero else ""
+    def __init__(self, geometry: Geometry, *, max_positions: int | None = None, init: str = "normal"):
+        super().__init__(geometry, max_positions)
         self.table = nn.Parameter(torch.randn(self.rows, geometry.hidden_size) * INIT_STD)
         self.norm = nn.LayerNorm(geometry.hidden_size)
-        self.u, self.v = (nn.Parameter(torch.randn(geometry.hidden_size, heads * width) * INIT_STD) for _ in range(2))
-        if zero:
+        shape = geometry.hidden_size, geometry.num_heads * geometry.head_dim
+        self.u, self.v = (nn.Parameter(torch.randn(shape) * INIT_STD) for _ in range(2))
+        if one_of("init", init, STARTS) == "zero":
+            self.starts_as = "nope"
             nn.init.zeros_(self.u)
-        self.buckets = T5Bias(geometry, init="zero" if zero else "normal") if flag("buckets", buckets) else None
-
-    @property
-    def context_length(self) -> int:
-        return self.rows
-
-    def check_positions(self, last: int) -> None:
-        if last >= self.rows:
-            raise ValueError(
-                f"position {last} lies past the {self.rows} vectors of tupe: "
-                f"patch with max_positions={last + 1} and train, or shorten the input"
-            )
 
     def cached_key(self, k: Tensor, pos: Tensor) -> Tensor:
-        state = self.projected(pos, self.v, k).unflatten(-1, (k.shape[1], -1)).transpose(1, 2)
-        return torch.cat((k, state.to(k.dtype).expand(len(k), -1, -1, -1)), -1)
+        columns = self.projected(pos, self.v, k).unflatten(-1, (k.shape[1], -1)).transpose(1, 2)
+        return torch.cat((k, columns.to(k.dtype).expand(len(k), -1, -1, -1)), -1)
 
-    def context_bias(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, scaling: float) -> Tensor:
-        width, groups = q.shape[-1], k.shape[1]
-        from_query = self.projected(q_pos, self.u, q).unflatten(-1, (groups, -1, self.geometry.head_dim)).permute(0, 2, 3, 1, 4)
-        from_key = precise(k[..., width:], q).unflatten(-1, (-1, self.geometry.head_dim)).transpose(2, 3)
-        scores = (from_query * scaling @ from_key.mT).flatten(1, 2)
-        return scores if self.buckets is None else scores + self.buckets.bias_matrix(q_pos, k_pos)
+    def meet(self, block: Block) -> tuple[Tensor, Tensor]:
+        groups, each = self.geometry.num_kv_heads, self.geometry.num_heads // self.geometry.num_kv_heads
+        columns = self.projected(block.q_pos, self.u, block.q).unflatten(-1, (groups, each, 1, -1)).permute(0, 2, 3, 1, 4, 5)
+        own = torch.eye(each, device=columns.device)[:, None, :, None]  # each head its own of the columns that the key has for all of them
+        columns = (columns * own).flatten(4).flatten(1, 2)
+        return torch.cat((block.q, columns.to(block.q.dtype).expand(len(block.q), -1, -1, -1)), -1), block.k
 
     def projected(self, pos: Tensor, projection: Tensor, like: Tensor) -> Tensor:
         """The vectors of positions `pos` [B,T], normalised and projected: [B,T,H*D]."""
         vectors = precise(F.embedding(pos, self.table), like)
         weight, bias = (precise(x, like) for x in (self.norm.weight, self.norm.bias))
         return F.layer_norm(vectors, weight.shape, weight, bias, self.norm.eps) @ precise(projection, like)
+
+
+@register("tupe_r")
+class TUPERelative(TUPE):
+    """Untied positional encoding with relative buckets (Ke et al., 2020, arXiv:2006.15595, eq. 8; TUPE-R).
+
+    score(i, j) = [q_i k_j + (p_i U_h) (p_j V_h)] / sqrt(D) + b[h, bucket(i - j)]: `tupe`, and the buckets of `t5`.
+
+    Args:
+        max_positions: vectors p; default the native context. A position beyond is an error.
+        init: U and b are "normal", or "zero".
+
+    Needs training. Cost and differences are those of `tupe`. Differs from the paper: the buckets are those of a causal decoder.
+    """
+
+    def __init__(self, geometry: Geometry, *, max_positions: int | None = None, init: str = "normal"):
+        super().__init__(geometry, max_positions=max_positions, init=init)
+        self.buckets = T5Bias(geometry, init=init)
+
+    def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        return self.buckets.bias(h, q_pos, k_pos)
