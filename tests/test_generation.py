@@ -154,6 +154,10 @@ def test_quantized_caches(family, name, backend, prompt):
     module, options = QUANTIZED[backend]
     pytest.importorskip(module)
     ids, errors = prompt["input_ids"].repeat(1, 2)[:, :12], []
+    if ENCODINGS[name].has("notes"):
+        with pytest.raises(ValueError, match="rounds what an encoding has noted"):
+            patched_model(family, name)(ids, past_key_values=QuantizedCache(backend, stock_model(family).config, **options))
+        return
     for model in (stock_model(family), patched_model(family, name)):
         full = model(ids, use_cache=False).logits
         cache, parts = QuantizedCache(backend, model.config, **options), []
@@ -202,7 +206,7 @@ def batched(model, prompts):
 @every_kind
 def test_continuous_batching_works_or_is_refused(family, name, prompts):
     model = patched_model(family, name)
-    if any(placement.in_attention for placement in patch_of(model).placements):
+    if any(placement.in_attention or placement.encoding.noted for placement in patch_of(model).placements):
         for backend in (None, "sdpa", "eager"):
             if backend:
                 model.set_attn_implementation(backend)

@@ -115,7 +115,9 @@ def test_several_choices_in_a_row(name, given):
     mask[0, 1, :4] = 0
     inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
     inputs = {key: inputs[key] for key in given}
-    if "embed" in hf_posenc.describe(name).stages and hf_posenc.inspect(double).encodings[0].place == "in the embeddings":
+    if {"embed", "embed_text"} & set(hf_posenc.describe(name).stages) and hf_posenc.inspect(double).encodings[
+        0
+    ].place == "in the embeddings":
         with pytest.raises(ValueError, match="2-D"):
             double(ids, **inputs)
         return

@@ -32,7 +32,7 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
         return follow(given.reshape(-1, length) if given.ndim > 2 and tokens is not None and tokens.ndim > 2 else given[...])
     mask, cache = arguments.get("attention_mask"), cache_in(arguments)
     if isinstance(mask, Tensor) and mask.ndim == (2 if tokens is None else tokens.ndim):
-        counted = (mask.flatten(0, -2).long().cumsum(-1) - 1).clamp(min=0)[:, _columns(mask, cache, length)].to(device)
+        counted = (mask.flatten(0, -2).long().cumsum(-1) - 1).clamp(min=0)[:, columns_of(mask, cache, length)].to(device)
     else:
         counted = (torch.arange(length, device=device) + (0 if cache is None else cache.get_seq_length()))[None]
     if not torch.compiler.is_compiling():
@@ -40,7 +40,7 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
     return follow(counted)
 
 
-def _columns(mask: Tensor, cache: Cache | None, length: int) -> slice | Tensor:
+def columns_of(mask: Tensor, cache: Cache | None, length: int) -> slice | Tensor:
     """Where in a mask [...,K] the new tokens are: last, but in one that is as long as a static cache (BLOOM in `generate`)."""
     if cache is None or not length < mask.shape[-1] == cache.get_max_length():
         return slice(-length, None)

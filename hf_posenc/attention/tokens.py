@@ -1,4 +1,4 @@
-"""The tokens of a text so far, for encodings that look at what they are: their ids lie beside the keys of one layer in the KV cache."""
+"""What encodings note of each token that they read, for the token after it: numbers beside the keys of one layer in the KV cache."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import BaseQuantizedLayer
 
 from ..encodings import PositionalEncoding, Text
 from ..encodings.widths import packed, unpacked, width_of
-from .cached import SeenCache, by_name, cache_in
+from .cached import SeenCache, by_name, cache_in, no_continuous_batching
 from .places import AXES
+from .positions import columns_of
 from .settled import Settled
 
-TOKENS = "posenc_tokens"
-"""Attribute of settled positions that holds the ids [B,Q] of the tokens there."""
+NOTES = "posenc_notes"
+"""Attribute of settled positions that holds the numbers [B,1,Q,1+n] that are noted of the tokens there: the position, and `notes`."""
 READING = ("embed_text", "locate")
 """Stages that look at tokens."""
+NOWHERE = -2
+"""What is noted as the position of padding: no token goes on from it."""
 
 
 def embedded(backbone: Any, arguments: dict[str, Any], encoding: PositionalEncoding, pos: Tensor, layers: Sequence[int]) -> dict[str, Any]:
@@ -26,10 +30,10 @@ def embedded(backbone: Any, arguments: dict[str, Any], encoding: PositionalEncod
     positions on several axes is left on `pos`.
 
     Args:
-        layers: those of the encoding; the ids of earlier tokens are in the cache of the first.
+        layers: those of the encoding; what it has noted of earlier tokens is in the cache of the first.
     """
     ids, x = arguments.get("input_ids"), arguments.get("inputs_embeds")
-    text = text_of(backbone, arguments, encoding, pos, layers) if encoding.has(*READING) else None
+    text = text_of(backbone, arguments, encoding, pos, layers[0]) if encoding.has(*READING) else None
     if text is not None and encoding.has("locate"):
         setattr(pos, AXES, encoding.locate(text))
     if not encoding.has("embed", "embed_text"):
@@ -42,68 +46,78 @@ def embedded(backbone: Any, arguments: dict[str, Any], encoding: PositionalEncod
     return {name: value for name, value in arguments.items() if name != "input_ids"} | {"inputs_embeds": x}
 
 
-def text_of(backbone: Any, arguments: dict[str, Any], encoding: PositionalEncoding, pos: Tensor, layers: Sequence[int]) -> Text:
-    """The text that a backbone is called to go on with.
+def text_of(backbone: Any, arguments: dict[str, Any], encoding: PositionalEncoding, pos: Tensor, layer: int) -> Text:
+    """The text that a backbone is called to go on with; what is to be noted of it is left on `pos`.
 
     Raises:
-        ValueError: without ids of tokens, or with a cache that has not kept them.
+        ValueError: without ids of tokens, or with a cache that has not kept what was noted.
     """
-    ids = arguments.get("input_ids")
+    ids, mask, settled = arguments.get("input_ids"), arguments.get("attention_mask"), pos
     if ids is None or ids.ndim != 2:
-        raise ValueError(f"{encoding.name!r} looks at the tokens themselves: call the model with input_ids [batch, tokens]")
-    setattr(pos, TOKENS, ids)
-    past, pos = _past(cache_in(arguments), layers[0], encoding), pos.expand(len(ids), -1)
-    before = 0 if past is None else past.shape[1]
-    every = ids if past is None else torch.cat((past.to(ids), ids), -1)
-    mask = arguments.get("attention_mask")
-    real = torch.ones_like(every, dtype=torch.bool)
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= every.shape[1]:
-        real = mask[:, : every.shape[1]].bool().to(ids.device)
-    rank = real.long().cumsum(-1)
-    earlier = pos[:, :1] - (rank[:, before : before + 1] - rank[:, :before])
-    return Text(every, torch.cat((earlier.clamp(min=0), pos), -1), real, ids.shape[1], backbone.get_input_embeddings())
+        raise ValueError(f"{encoding.name!r} looks at the tokens themselves: call the model with 2-D input_ids, [batch, tokens]")
+    cache, pos = cache_in(arguments), pos.expand(len(ids), -1)
+    place = pos
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= ids.shape[1]:
+        place = torch.where(mask[:, columns_of(mask, cache, ids.shape[1])].bool().to(pos.device), pos, NOWHERE)
+    before = torch.full((len(ids), 1 + encoding.noted), NOWHERE, device=pos.device)
+    if encoding.noted:
+        if not isinstance(arguments.get("cache"), Cache | None):  # a paged one
+            no_continuous_batching()
+        before = _before(cache, layer, encoding, before)
+    first = place - torch.cat((before[:, :1], place[:, :-1]), 1) != 1
+    text = Text(ids, pos, first, before[:, 1:], backbone.get_input_embeddings())
+    if encoding.noted:
+        setattr(settled, NOTES, torch.cat((place[..., None], encoding.notes(text)), -1)[:, None])
+    return text
 
 
-def _past(cache: Any, layer: int, encoding: PositionalEncoding) -> Tensor | None:
-    """Ids [B,P] of the tokens in a KV cache; None where there are none."""
+def _before(cache: Any, layer: int, encoding: PositionalEncoding, nothing: Tensor) -> Tensor:
+    """What is noted [B,1+n] of the last token in a KV cache, or `nothing` where there is none."""
     cache = getattr(cache, "self_attention_cache", cache)
-    length = 0 if cache is None else int(cache.get_seq_length(layer))
-    if not length:
-        return None
-    keys = cache.layers[layer].keys
-    columns = width_of(keys[:, :1, :1, :1], 1, keys.dtype)
-    if keys.shape[2] < length or keys.shape[3] < encoding.geometry.head_dim + columns:
-        raise ValueError(
-            f"{encoding.name!r} looks at all tokens of the text so far, which this KV cache has not kept: use a DynamicCache or a "
-            "StaticCache that this patched model has filled, and a first layer without a sliding window"
-        )
-    return unpacked(keys[:, :1, :length, -columns:], 1, torch.float32)[:, 0, :, 0].round().long()
+    held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
+    if held is None or not held.is_initialized:
+        return nothing
+    keys, length = held.keys, held.get_seq_length()
+    columns = width_of(nothing[:, None, None], 1, keys.dtype)
+    if keys.shape[3] < encoding.geometry.head_dim + columns:
+        if not int(length):
+            return nothing  # sized in advance, by a configuration
+        raise ValueError(f"{encoding.name!r} goes on from what it has noted of the last token, which this KV cache was not filled with")
+    last = (torch.as_tensor(length, device=keys.device) - 1).clamp(0, keys.shape[2] - 1)
+    columns = keys[:, :1, :, -columns:].index_select(2, last[None])
+    found = unpacked(columns, 1, torch.float32)[:, 0, 0].round().to(nothing)
+    return torch.where(torch.as_tensor(length, device=nothing.device) > 0, found, nothing)
 
 
-class CachedTokens:
-    """Before the attention of one layer: put the ids of the tokens beside its keys in the KV cache."""
+class NotedTokens:
+    """Before the attention of one layer: put what is noted of the tokens beside its keys in the KV cache."""
 
     def __init__(self, settled: Settled):
         self.settled = settled
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        kwargs, ids = by_name(attention, args, kwargs), getattr(self.settled.of({}), TOKENS)
+        kwargs, notes = by_name(attention, args, kwargs), getattr(self.settled.of({}), NOTES)
         for name, cache in [(name, x) for name, x in kwargs.items() if isinstance(x, Cache)]:
-            kwargs[name] = NotedTokens(getattr(cache, "self_attention_cache", cache), ids)
+            kwargs[name] = NotingCache(getattr(cache, "self_attention_cache", cache), notes)
         return (), kwargs
 
 
-class NotedTokens(SeenCache):
-    """One that keeps `ids` [B,Q] beside the keys, and gives back keys without."""
+class NotingCache(SeenCache):
+    """One that keeps `notes` [B,1,Q,1+n] beside the keys, and gives back keys without."""
 
-    def __init__(self, cache: Cache, ids: Tensor):
+    def __init__(self, cache: Cache, notes: Tensor):
         super().__init__(cache)
-        self._ids = ids
+        self._notes = notes
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Cache the new keys [B,G,Q,D] and values [B,G,Q,V]; all that is cached, [B,G,K,D] and [B,G,K,V]."""
-        width, numbers = key_states.shape[-1], self._ids.to(key_states.device, torch.float32)[:, None, :, None]
-        key = torch.cat((key_states, packed(numbers, key_states.shape[1], key_states.dtype)), -1)
+        width, notes = key_states.shape[-1], self._notes.to(key_states.device, torch.float32)
+        key = torch.cat((key_states, packed(notes, key_states.shape[1], key_states.dtype)), -1)
+        if layer_idx < len(self._cache.layers) and isinstance(self._cache.layers[layer_idx], BaseQuantizedLayer):
+            raise ValueError(
+                "a quantized KV cache rounds what an encoding has noted of the tokens beside their keys; use another cache, or an encoding "
+                "that does not look at the tokens"
+            )
         self._make_room(layer_idx, key.shape[-1])
         key, value = self._cache.update(key, value_states, layer_idx, *args, **kwargs)
         return key[..., :width], value

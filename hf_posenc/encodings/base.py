@@ -141,6 +141,8 @@ class PositionalEncoding(nn.Module):
     """Axes of the positions that `cached_key` is given, and `Block.axes` has: [n,B,Q] where there are more than one."""
     caches_state: ClassVar[bool] = True
     """The state of a token lies beside its key in the KV cache; otherwise queries alone have one, and it is forgotten."""
+    noted: int = 0
+    """Numbers that `notes` says of each token."""
     per_layer: bool = False
     """Each layer has parameters of its own; otherwise all layers share one encoding."""
     starts_as: str = ""
@@ -157,12 +159,19 @@ class PositionalEncoding(nn.Module):
         return x
 
     def embed_text(self, x: Tensor, text: Text) -> Tensor:
-        """Put positions into the token embeddings `x` [B,Q,M] of the last Q tokens of `text`, by what the tokens are."""
+        """Put positions into the token embeddings `x` [B,Q,M] of `text`, by what the tokens are."""
         return x
 
+    def notes(self, text: Text) -> Tensor:
+        """Whole numbers of each token of `text` that the token after it needs, [B,Q,noted], none greater than 2^24.
+
+        They lie beside its key in the KV cache of the first layer, and are cropped, reordered and moved with it: `Text.before` has them.
+        """
+        raise NotImplementedError
+
     def locate(self, text: Text) -> Tensor:
-        """Positions [n,B,Q] on the `axes` of the encoding of the last Q tokens of `text`, by what the tokens are."""
-        return text.pos[None, :, -text.new :]
+        """Positions [n,B,Q] on the `axes` of the encoding of the tokens of `text`, by what the tokens are."""
+        return text.pos[None]
 
     def state(self, x: Tensor, pos: Tensor) -> Tensor:
         """Numbers of each token at `pos` [B,Q], from the input `x` [B,Q,M] of the attention: [B,A,Q,n] float32, with A one of 1, G and H.

@@ -18,7 +18,7 @@ BATCH, QUERIES, KEYS = 2, 3, 7
 FAR = 1009
 """Tokens by which all positions are moved to see whether only the distance counts; a prime, so that no period hides it."""
 
-BEFORE = ("embed", "embed_text", "locate", "rotate", "cached_key", "state", "regions", "meet", "value")
+BEFORE = ("embed", "notes", "embed_text", "locate", "rotate", "cached_key", "state", "regions", "meet", "value")
 TRIED = (*BEFORE, "context_bias", "bias", "mix", "normalise", "attended")
 """Stages, in the order of a forward pass."""
 
@@ -78,8 +78,8 @@ class _Trial:
     @property
     def text(self) -> Text:
         ids = torch.arange(self.k_pos.numel(), device=self.device).view_as(self.k_pos)
-        real = torch.ones_like(ids, dtype=torch.bool)
-        return Text(ids, self.k_pos, real, ids.shape[1], lambda ids: self.wave(self.x.dtype, *ids.shape, self.x.shape[2]))
+        before = torch.zeros(len(ids), self.encoding.noted, dtype=torch.long, device=self.device)
+        return Text(ids, self.k_pos, self.k_pos == 0, before, lambda ids: self.wave(self.x.dtype, *ids.shape, self.x.shape[2]))
 
     @property
     def block(self) -> Block:
@@ -103,6 +103,11 @@ class _Trial:
         x = self.call("embed", self.x, self.k_pos)
         self.expect("embed", x, self.x, "[B,Q,M]")
         self.expect_effect("embed", torch.equal(x, self.x))
+
+    def notes(self) -> None:
+        notes, shape = self.call("notes", self.text), (*self.k_pos.shape, self.encoding.noted)
+        if not isinstance(notes, Tensor) or notes.shape != shape or notes.is_floating_point():
+            self.refuse("notes", f"must return whole numbers of shape [B,Q,noted] = {list(shape)}", notes)
 
     def embed_text(self) -> None:
         x = self.call("embed_text", self.x, self.text)

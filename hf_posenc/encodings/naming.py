@@ -15,7 +15,7 @@ EMBEDDING = ("embed", "embed_text")
 """Stages that act on the embeddings."""
 STAGES = (*EMBEDDING, "rotate", "meet", "value", *SCORING)
 """Any of which makes an encoding."""
-OVERRIDABLE = (*STAGES, "cached_key", "state", "increments", "locate")
+OVERRIDABLE = (*STAGES, "cached_key", "state", "increments", "notes", "locate")
 ALIKE = 0.8
 """How like a stage a name must be, from 0 to 1, to be taken for a slip."""
 

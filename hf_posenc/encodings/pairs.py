@@ -72,16 +72,17 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The tokens of a batch so far, those in the KV cache among them; the last `new` ones are to be embedded.
+    """The new tokens of a batch, and what is known of those before them.
 
     Args:
-        ids: [B,K]. pos: [B,K]. Padding, where `real` [B,K] says so, and other texts packed into the row are among them: the token before
-            one is that of the same text if its position is one less.
+        ids: [B,Q]. pos: [B,Q].
+        first: [B,Q] bool: the token begins a text. The one before it is padding, of another text in the row, or none.
+        before: [B,n]: the `notes` of the token before the first of these; any numbers where that begins a text.
         embedded: ids of any shape -> embeddings [...,M], without positions.
     """
 
     ids: Tensor
     pos: Tensor
-    real: Tensor
-    new: int
+    first: Tensor
+    before: Tensor
     embedded: Callable[[Tensor], Tensor]

@@ -15,7 +15,7 @@ from ..attention.documents import hook_documents
 from ..attention.entry import EncodingSite
 from ..attention.hooks import ROTARY, BackbonePositions, CachedKeys, PartRotation, ReadableMask, TablePositions
 from ..attention.settled import Forget, Remember
-from ..attention.tokens import READING, CachedTokens
+from ..attention.tokens import NotedTokens
 from ..encodings import PositionalEncoding
 from ..verdict import avoided
 from .configuration import configure, own_config, restore, share, stock_config
@@ -92,8 +92,8 @@ def _put_in(record: Patch, placement: Placement) -> None:
     if not placement.native and not placement.beside:
         for i in placement.layers:
             _keep_choosing(record, i)
-    if placement.encoding.has(*READING):
-        first, hook = record.attentions[placement.layers[0]], CachedTokens(record.settled)
+    if placement.encoding.noted:
+        first, hook = record.attentions[placement.layers[0]], NotedTokens(record.settled)
         record.handles.append(first.register_forward_pre_hook(record.architecture.seam.around(hook), with_kwargs=True))
     if placement.in_attention:
         avoid, seam = avoided(placement.request.name, record.device), record.architecture.seam
@@ -150,7 +150,7 @@ def _instruct(record: Patch) -> None:
     """Let the models around the backbone save it as it is, and refuse what would bypass the attention function or makes no sense to it."""
     save_as_patched(record)
     names = [p.request.name for p in record.placements if p.in_attention]
-    for model in record.holders if names else ():
+    for model in record.holders if names or any(p.encoding.noted for p in record.placements) else ():
         if hasattr(model, "init_continuous_batching"):
             model.init_continuous_batching = no_continuous_batching
     if names and any(model.config is not record.backbone.config for model in record.holders):

@@ -9,7 +9,6 @@ import torch
 
 from ..attention.columns import WIDEST
 from ..attention.columns import WIDTH as COLUMNS
-from ..attention.tokens import READING
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.composing.by_head import ByHead
 from ..encodings.contract import check_stages
@@ -62,7 +61,7 @@ def _place(record: Patch, request: Request, layers: tuple[int, ...], index: int,
     slot_used = all(architecture.uses_slot(record.attentions[i]) for i in layers)
     native = native_slot and slot_used and architecture.can_hold(encoding)
     if not native:
-        if not architecture.caches_keys and encoding.has("state", *READING):
+        if not architecture.caches_keys and (encoding.has("state") or encoding.noted):
             raise ValueError(f"{encoding.name!r} keeps a state beside each key in the KV cache, but this family caches no keys (MLA)")
         architecture.check_encoding(record.backbone, encoding)
         architecture.seam.check(encoding)

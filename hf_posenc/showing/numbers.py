@@ -259,7 +259,7 @@ def embed(subject: Subject, ids: Tensor, pos: Tensor) -> Tensor:
     every = torch.arange(int(pos.max()) + 1)[None]
     rows = []
     for token in ids:
-        text = Text(token.expand_as(every), every, torch.ones_like(every, dtype=torch.bool), every.shape[1], subject.embedded)
+        text = Text(token.expand_as(every), every, every == 0, torch.zeros(1, encoding.noted, dtype=torch.long), subject.embedded)
         x = encoding.embed(subject.embedded(text.ids), every)
         rows.append(encoding.embed_text(x, text)[0, pos])
     return torch.stack(rows)
