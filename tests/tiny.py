@@ -117,7 +117,14 @@ def started(name: str, **options):
 
 def options_for(name: str) -> dict:
     """Options with which an encoding reaches past the native context of the tiny models, and shows what it does to such short texts."""
-    wanted = {"factor": 4.0, "max_positions": 64, "window": 3, "floor_scale": 4}
+    wanted = {
+        "factor": 4.0,
+        "max_positions": 64,
+        "window": 3,
+        "floor_scale": 4,
+        "digits": list(range(3, 33)),
+        "separators": [5, 11, 24, 31],
+    }
     return {k: v for k, v in wanted.items() if k in hf_posenc.describe(name).options}
 
 

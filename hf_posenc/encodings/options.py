@@ -98,3 +98,16 @@ def indices(name: str, value: Any, total: int) -> tuple[int, ...]:
     if not found:
         raise ValueError(f"{name} = {value!r} selects nothing, of 0 to {total - 1}")
     return tuple(sorted({index % total for index in found}))
+
+
+def token_ids(name: str, value: Any) -> tuple[int, ...]:
+    """`value`, a sequence of ids of tokens, each once.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, list | tuple) or any(
+        isinstance(x, bool) or not isinstance(x, int) or not 0 <= x < LONGEST_TABLE for x in value
+    ):
+        raise ValueError(f"{name} is a list of ids of tokens, such as [11, 29], got {value!r}")
+    return tuple(dict.fromkeys(value))
