@@ -31,6 +31,8 @@ SOME = {
     "remap in a window": ("self_extend", {"sliding_window": 9}),
     "half of the heads": ("rope", {"heads": ":2"}),
     "heads, all": ("alibi", {"heads": [0, 3], "temperature": "ssmax", "sliding_window": 5}),
+    "gates": ("fox", {"temperature": STEP, "sliding_window": 5}),
+    "weights": ("stick_breaking", {"sliding_window": 5, "temperature": "ssmax"}),
     "parts": ("by_head", {"parts": [{"name": "yarn", "factor": 2.0, "heads": [2, 3], "temperature": STEP}, {"name": "shaw"}]}),
 }
 """A composition or two of each kind: an encoding with options of every encoding."""
@@ -64,30 +66,48 @@ def patched(which, arch="llama", **changes):
 # -- what it computes -----------------------------------------------------------------------------------------------------
 
 
+def scores_of(encoding, q, k, pos):
+    """[B,H,Q,K], with the states of made-up tokens."""
+    x = torch.sin(torch.arange(2 * 30 * 32).view(2, 30, 32).double())
+    return encoding.scores(q, k, pos, pos, state=encoding.state(x, pos) if encoding.has("state") else None)
+
+
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_a_temperature_multiplies_the_products_of_any_encoding_and_nothing_else(name):
     q, k, pos = states()
     plain, warm = (create(name, GEOMETRY, **options_for(name), **more).double() for more in ({}, {"temperature": STEP}))
     warm.load_state_dict(plain.state_dict())
-    factor = 1 + 0.1 * torch.log(1 + torch.div(pos + 1, 4, rounding_mode="floor"))[:, None, :, None]
-    kept, seen = (plain.cached_key(k, pos), warm.cached_key(k, pos)), (pos[:, None, :] <= pos[:, :, None])[:, None]
-    assert torch.equal(*kept)
-    ours, theirs = (encoding.content_scores(q, key, pos, pos) for encoding, key in zip((warm, plain), kept, strict=True))
-    assert_close(ours.where(seen, 0), (theirs * factor).where(seen, 0), rtol=1e-6, atol=1e-9)
-    added = warm.scores(q, k, pos, pos) - ours, plain.scores(q, k, pos, pos) - theirs
-    assert_close(*(x.nan_to_num().where(seen, 0) for x in added), rtol=0, atol=1e-9)
+    assert torch.equal(plain.cached_key(k, pos), warm.cached_key(k, pos))
+    factor = 1 + 0.1 * torch.log(1 + torch.floor((pos.double() + 1) / 4))[:, None, :, None]
+    ours, theirs = (scores_of(encoding, q, k, pos) for encoding in (warm, plain))
+    product = theirs - scores_of(plain, q * 0, k, pos)  # the rest is there without a query too
+    if not plain.has("meet"):
+        product = plain.content_scores(q, plain.cached_key(k, pos), pos, pos)
+    seen = (pos[:, None, :] <= pos[:, :, None])[:, None] & theirs.isfinite()
+    assert_close(*(x.where(seen, 0) for x in (ours, product * factor + (theirs - product))), rtol=1e-6, atol=1e-9)
+    assert torch.equal(ours.isfinite(), theirs.isfinite())
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_a_window_hides_what_lies_before_it_and_nothing_else(name):
     q, k, pos = states()
     distance = (pos[:, :, None] - pos[:, None, :])[:, None]
-    plain = create(name, GEOMETRY, **options_for(name))
+    plain = create(name, GEOMETRY, **options_for(name)).double()
     for option, seen in {"sliding_window": distance < 7, "attention_chunk": distance <= pos[:, None, :, None] % 7}.items():
-        near = create(name, GEOMETRY, **options_for(name), **{option: 7})
+        near = create(name, GEOMETRY, **options_for(name), **{option: 7}).double()
         near.load_state_dict(plain.state_dict())
-        ours, theirs = (encoding.scores(q, k, pos, pos).masked_fill(distance < 0, -torch.inf) for encoding in (near, plain))
-        assert torch.equal(ours, theirs.masked_fill(~seen, -torch.inf))
+        ours, theirs = (scores_of(encoding, q, k, pos).masked_fill(distance < 0, -torch.inf) for encoding in (near, plain))
+        assert_close(ours, theirs.masked_fill(~seen, -torch.inf), rtol=0, atol=1e-12)
+
+
+def test_of_two_windows_the_narrower_counts():
+    q, k, pos = states()
+    distance = (pos[:, :, None] - pos[:, None, :])[:, None]
+    scores = create("rope", GEOMETRY, sliding_window=3, attention_chunk=7).scores(q, k, pos, pos)
+    seen = (distance >= 0) & (distance < 3) & (distance <= pos[:, None, :, None] % 7)
+    assert bool(((scores.isfinite() & (distance >= 0)) == seen).all())
+    with pytest.raises(ValueError, match="sliding_window must be an integer"):
+        create("rope", GEOMETRY, sliding_window=0, attention_chunk=7)
 
 
 @torch.no_grad()
@@ -104,7 +124,9 @@ def test_a_sliding_window_is_that_of_mistral():
 def test_the_stages_are_those_of_the_encoding(name, more):
     """So that paths, and what the KV cache holds, are chosen as for it alone."""
     alone, composed = create(name, GEOMETRY, **options_for(name)), create(name, GEOMETRY, **options_for(name), **more)
-    added = set() if alone.has("regions") else {"rotate"} if "temperature" in more else {"regions"}
+    added = {"bias" if alone.has("meet") else "regions"}
+    if "temperature" in more:
+        added = set() if alone.has("meet", "regions") else {"rotate"}
     assert {s for s in OVERRIDABLE if composed.has(s)} == {s for s in OVERRIDABLE if alone.has(s)} | added
 
 

@@ -30,7 +30,7 @@ def test_scores(geometry, random_qk):
 def test_half_of_the_heads_but_one_at_least(geometry, heads, first):
     nape = create("nape", dataclasses.replace(geometry, num_heads=heads, num_kv_heads=1))
     assert (nape.slopes > 0).tolist() == [h < first for h in range(heads)]
-    assert (create("nape", nape.geometry, heads=heads).slopes > 0).all()
+    assert (create("nape", nape.geometry, alibi_heads=heads).slopes > 0).all()
 
 
 def test_columns_are_the_bias(geometry):
@@ -40,7 +40,7 @@ def test_columns_are_the_bias(geometry):
     assert torch.equal(products[None, :, None], nape.bias_matrix(torch.tensor([[7]]), pos))
 
 
-@pytest.mark.parametrize("options", [{"heads": 0}, {"heads": 5}, {"heads": 2.0}, {"slopes": "linear"}])
+@pytest.mark.parametrize("options", [{"alibi_heads": 0}, {"alibi_heads": 5}, {"alibi_heads": 2.0}, {"slopes": "linear"}])
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         create("nape", geometry, **options)

@@ -16,7 +16,7 @@ class NAPE(PositionalEncoding):
     score(i, j) = q_i k_j / sqrt(D) - m_h (i - j), with m_h = 1 / h in the first heads h = 1 .. n, and 0 in the others.
 
     Args:
-        heads: n, query heads with ALiBi; default H / 2.
+        alibi_heads: n, query heads with ALiBi; default H / 2.
         slopes: "harmonic" (1 / h), or "exponential" (2^(1-h)), the other choice of the authors' code.
 
     Needs training; then holds its perplexity beyond the length it was trained at. Differs from the paper: under the softmax of the model;
@@ -27,9 +27,11 @@ class NAPE(PositionalEncoding):
     relative = True
     needs_training = "pretraining or fine-tuning"
 
-    def __init__(self, geometry: Geometry, *, heads: int | None = None, slopes: str = "harmonic"):
+    def __init__(self, geometry: Geometry, *, alibi_heads: int | None = None, slopes: str = "harmonic"):
         super().__init__(geometry)
-        self.heads = max(1, geometry.num_heads // 2) if heads is None else count("heads", heads, at_most=geometry.num_heads)
+        self.heads = (
+            max(1, geometry.num_heads // 2) if alibi_heads is None else count("alibi_heads", alibi_heads, at_most=geometry.num_heads)
+        )
         self.kind = one_of("slopes", slopes, SLOPES)
 
     def reset_buffers(self) -> None:

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..base import Geometry, PositionalEncoding, create, has_values, precise, register
+from ..base import Block, Geometry, PositionalEncoding, create, has_values, precise, register
 from ..naming import OVERRIDABLE
 from ..options import indices
 from ..temperature.base import Temperature
 from .made import ByParts, made
 from .tempered import turns
 
-BY_HEAD = ("rotate", "bias", "context_bias", "cached_key")
+BY_HEAD = ("rotate", "bias", "context_bias", "mix", "attended", "cached_key")
 """Stages in which heads can differ: `_each_STAGE` of `ByHead` does them."""
 HALF = ({"name": "alibi", "heads": "::2"}, {"name": "nope"})
 Index = slice | list[int]
@@ -142,6 +142,20 @@ class ByHead(ByParts):
                 total[:, place.rows] = part.context_bias(q[:, place.rows], k[:, place.columns], q_pos, k_pos, scaling, **more).to(total)
         return total
 
+    def _each_mix(self, scores: Tensor, block: Block) -> Tensor:
+        mixed = scores.clone()
+        for part, place in self._each():
+            if part.has("mix"):
+                mixed[:, place.rows] = part.mix(scores[:, place.rows], _of(block, place))
+        return mixed
+
+    def _each_attended(self, weights: Tensor, block: Block) -> Tensor:
+        total = weights.new_zeros(*weights.shape[:3], self.geometry.value_dim)
+        for part, place in self._each():
+            if part.has("attended"):
+                total[:, place.rows] = part.attended(weights[:, place.rows], _of(block, place)).to(total)
+        return total
+
     def _each_columns(self, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         ((part, place),) = [(part, place) for part, place in self._each() if part.has("bias")]
         own, numbers = part.columns(k_pos)
@@ -244,6 +258,12 @@ def _index(numbers: tuple[int, ...]) -> Index:
     if len(steps) > 1 or steps == {0}:
         return list(numbers)
     return slice(numbers[0], numbers[-1] + 1, *steps)
+
+
+def _of(block: Block, place: Place) -> Block:
+    """What of `block` is that of the heads of `place`."""
+    seen = block.seen if block.seen is None or block.seen.shape[1] == 1 else block.seen[:, place.rows]
+    return dataclasses.replace(block, q=block.q[:, place.rows], k=block.k[:, place.columns], seen=seen)
 
 
 def _put(key: Tensor, given: Tensor, turned: Tensor, place: Place) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -52,11 +53,12 @@ def made(bases: Bases, members: Members = ()) -> Any:
     return type(last.__name__, bases, own | dict(members))
 
 
-def within(outer: type[Composed], encoding: PositionalEncoding) -> PositionalEncoding:
-    """`encoding`, which becomes one of a class that does what `outer` does around its own."""
+def within(outer: Sequence[type[Composed]], encoding: PositionalEncoding, **members: Any) -> Any:
+    """`encoding`, which becomes one of a class that does what those of `outer` do around its own, and has these `members`."""
     cls = type(encoding)
-    bases, members = (cls.bases, cls.members) if issubclass(cls, Composed) and cls.bases else ((cls,), ())
-    encoding.__class__ = made((outer, *bases), members)
+    bases, known = (cls.bases, cls.members) if issubclass(cls, Composed) and cls.bases else ((cls,), ())
+    encoding.__class__ = made((*outer, *bases), (*known, *members.items()))
+    encoding.starts_as = ""
     return encoding
 
 

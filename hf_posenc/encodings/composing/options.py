@@ -5,11 +5,11 @@ from functools import partial
 from ..base import COMPOSITIONS
 from .by_head import on_heads
 from .tempered import tempered
-from .windows import AttentionChunks, SlidingWindow, windowed
+from .windows import chunk, last, windowed
 
 COMPOSITIONS.update(
-    sliding_window=partial(windowed, SlidingWindow, "sliding_window"),
-    attention_chunk=partial(windowed, AttentionChunks, "attention_chunk"),
+    sliding_window=partial(windowed, last, "sliding_window"),
+    attention_chunk=partial(windowed, chunk, "attention_chunk"),
     heads=on_heads,
     temperature=tempered,
 )

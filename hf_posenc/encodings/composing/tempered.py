@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ...registry import suggestion
-from ..base import ENCODINGS, Geometry, PositionalEncoding, Region, create
+from ..base import ENCODINGS, Block, Geometry, PositionalEncoding, Region, create
+from ..naming import EMBEDDING
 from ..temperature.base import Temperature
 from .made import ByParts, Composed, within
 
@@ -28,7 +30,7 @@ class Tempered(Composed):
 
 
 class TemperedRotation(Tempered):
-    """Around one that turns all pairs alike."""
+    """Around one that does the same to all pairs."""
 
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         q, k = super().rotate(q, k, q_pos, k_pos)
@@ -36,9 +38,19 @@ class TemperedRotation(Tempered):
 
 
 class TemperedStill(TemperedRotation):
-    """Around one that turns nothing: keys stay as they are."""
+    """Around one that leaves keys as they are."""
 
     caches = "raw"
+
+
+class TemperedMeeting(Tempered):
+    """Around one whose queries and keys meet in another way."""
+
+    def meet(self, block: Block) -> tuple[Tensor, Tensor]:
+        if self.has("state"):  # of which further columns are made, that are no products of the query
+            return super().meet(dataclasses.replace(block, q=self.heat.heated(block.q, block.q_pos)))
+        q, k = super().meet(block)
+        return self.heat.heated(q, block.q_pos), k
 
 
 class TemperedRegions(Tempered):
@@ -60,12 +72,12 @@ def tempered(value: Any, name: str, geometry: Geometry, options: dict[str, Any])
         ValueError: it is no temperature.
     """
     heat = temperature(value, geometry)
-    encoding = create(name, geometry, **options)
+    encoding: Any = create(name, geometry, **options)
     # What one module for all layers holds, cannot differ by layer.
-    shared = encoding.has("embed") or next(encoding.parameters(), None) is not None
+    shared = encoding.has(*EMBEDDING) or next(encoding.parameters(), None) is not None
     per_layer = encoding.per_layer or (heat.per_layer and not shared)
-    kind = TemperedRegions if encoding.has("regions") else TemperedRotation if encoding.has("rotate") else TemperedStill
-    encoding = within(kind, encoding)
+    kinds = {"meet": TemperedMeeting, "regions": TemperedRegions, "rotate": TemperedRotation, "cached_key": TemperedRotation}
+    encoding = within([next((kind for stage, kind in kinds.items() if encoding.has(stage)), TemperedStill)], encoding)
     encoding.heat, encoding.per_layer = heat, per_layer
     return encoding
 
@@ -91,4 +103,4 @@ def turns(encoding: PositionalEncoding) -> bool:
     if isinstance(encoding, ByParts):
         return any(turns(part) for part in encoding.encodings())
     cls = encoding.bases[-1] if isinstance(encoding, Composed) else type(encoding)
-    return not issubclass(cls, Temperature) and (cls.has("rotate") or cls.has("regions"))
+    return not issubclass(cls, Temperature) and (cls.has("rotate", "regions", "meet"))

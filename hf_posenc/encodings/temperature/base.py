@@ -17,7 +17,7 @@ class Temperature(PositionalEncoding):
     caches = "raw"
 
     def factor(self, pos: Tensor) -> Tensor:
-        """The factor of queries at `pos` [1 or B,1,Q], real numbers: broadcastable to [B,H,Q]."""
+        """The factor of queries at `pos` [1 or B,1,Q], real numbers of 0 or more: broadcastable to [B,H,Q]."""
         raise NotImplementedError
 
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,4 +25,5 @@ class Temperature(PositionalEncoding):
 
     def heated(self, q: Tensor, q_pos: Tensor) -> Tensor:
         """Queries [B,H,Q,D] at `q_pos` [B,Q] times their factor."""
-        return (q * self.factor(precise(q_pos, q)[:, None])[..., None]).to(q.dtype) if q.shape[2] else q
+        pos = precise(q_pos, q)[:, None].clamp(min=0)  # a scheme for training may draw others
+        return (q * self.factor(pos)[..., None]).to(q.dtype) if q.shape[2] else q
