@@ -374,7 +374,7 @@ class PositionalEncoding(nn.Module):
         if self.has("bias"):
             wide = torch.float64 if q.dtype == torch.float64 else q_pos.dtype
             scores = scores + self.bias_matrix(q_pos.to(wide), k_pos.to(wide)).to(scores.dtype)
-        return self.mix(scores, block) if self.has("mix") else scores
+        return self.mix(precise(scores, q), block).to(q.dtype) if self.has("mix") else scores
 
     def block(
         self,
