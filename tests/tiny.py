@@ -83,11 +83,12 @@ def tiny_model(model_type: str, seed: int = 0, **changes):
 
 @torch.no_grad()
 def off_start(model):
-    """`model`, with the parameters of encodings that start as another moved from there, as training would."""
+    """`model`, with the parameters of encodings that start as another, or at zero, moved from there, as training would."""
     torch.manual_seed(11)
     for placement in patch_of(model).placements:
-        for parameter in placement.encoding.parameters() if placement.encoding.starts_as else ():
-            parameter.add_(torch.randn_like(parameter) / 10)
+        for parameter in placement.encoding.parameters():
+            if placement.encoding.starts_as or not parameter.any():
+                parameter.add_(torch.randn_like(parameter) / 10)
     return model
 
 

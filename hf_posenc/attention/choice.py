@@ -92,7 +92,7 @@ def _cheapest(encoding: PositionalEncoding, asked: Asked) -> Choice:
             Choice("blocks", obstacle) if obstacle else Choice("flex", "compiled flex attention has the bias or the regions in its kernel")
         )
     if asked.regional:
-        learned = any(p.requires_grad for p in encoding.parameters())
+        learned = asked.learning and any(p.requires_grad for p in encoding.parameters())
         if asked.tileable and not biased and not learned:
             return Choice("regions", "one fused call for each region and block of queries, merged")
         return Choice(

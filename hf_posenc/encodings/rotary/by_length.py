@@ -50,18 +50,26 @@ class RoPEByLength(ScaledRoPE):
             begin = torch.tensor(starts, device=q_pos.device)
         else:  # made there, not copied there
             begin = torch.cat([torch.full((1,), start, device=q_pos.device) for start in starts])
-        inv_freq = self.frequencies_for(begin)
+        told = self.told(begin)
         if len(starts) == 1:
-            return [Region(partial(self._rotate_by, inv_freq[0]))]
+            return [Region(partial(self.rotate_region, told[0]))]
         bounds = zip(starts, [*starts[1:], sys.maxsize], strict=True)
-        return [Region(partial(self._rotate_by, own), queries=queries) for own, queries in zip(inv_freq, bounds, strict=True)]
+        return [Region(partial(self.rotate_region, own), queries=queries) for own, queries in zip(told, bounds, strict=True)]
+
+    def told(self, begin: Tensor) -> Tensor:
+        """What the regions that begin at positions `begin` [N] are told, [N,...]: kept for all layers, so nothing that is learned."""
+        return self.frequencies_for(begin)
+
+    def rotate_region(self, told: Tensor, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        """The `rotate` of a region."""
+        return self._rotate_by(told, q, k, q_pos, k_pos)
 
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{self.name} turns every query row differently; it has regions")
 
     def _rotate_rows(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         """Each row of the batch as its only query, at `q_pos` [B,1], asks for."""
-        inv_freq = once(q_pos, (self,), lambda: self.frequencies_for(q_pos))
+        inv_freq = once(q_pos, (self, *self.parameters()), lambda: self.frequencies_for(q_pos))
         return self._rotate_by(inv_freq[:, None], q, k, q_pos, k_pos)
 
     def _rotate_by(self, inv_freq: Tensor, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
