@@ -121,7 +121,7 @@ class PositionalEncoding(nn.Module):
 
     name: ClassVar[str]
     options: dict[str, Any]
-    relative: ClassVar[bool] = False
+    relative: bool = False
     """The score depends on positions only through the distance from query to key."""
     rotary: ClassVar[bool] = False
     """Stands on the rotation geometry of the model: its theta, frequencies and rotated width."""
