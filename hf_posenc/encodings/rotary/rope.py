@@ -140,8 +140,8 @@ class RoPE(PositionalEncoding):
         def turns() -> tuple[Tensor, Tensor]:
             return self.angles(pos if place is None else place(pos.to(widest(pos.device))), x)
 
-        learned = next(self.parameters(), None) is not None
-        cos, sin = turns() if learned else once(pos, (self, self.inv_freq, place, x.dtype), turns)
+        alone = self.per_layer or next(self.parameters(), None) is not None  # no other layer will ask, or they may have changed
+        cos, sin = turns() if alone else once(pos, (self, self.inv_freq, place, x.dtype), turns)
         return turn_pairs(x, cos, sin, self.geometry)
 
     def frequencies(self) -> tuple[Tensor, float] | None:
