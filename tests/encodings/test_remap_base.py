@@ -59,7 +59,7 @@ def test_a_region_turns_any_slice_of_keys(yarned, random_qk, name, keys):
         torch.testing.assert_close(part, turned[:, :, keys], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if ENCODINGS[name].caches == "transformed"])
+@pytest.mark.parametrize("name", NAMES)
 def test_decoding_turns_a_window_of_keys_at_most(geometry, name):
     encoding = create(name, geometry)
     length = 5000 if encoding.any_length else encoding.context_length

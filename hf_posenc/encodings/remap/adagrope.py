@@ -27,8 +27,6 @@ class AdaGroPE(ExtendedRoPE):
     And N is given, where the paper takes the length of the text.
     """
 
-    caches = "raw"
-
     def __init__(
         self,
         geometry: Geometry,
@@ -43,6 +41,9 @@ class AdaGroPE(ExtendedRoPE):
         self.positions = self.native_length if positions is None else count("positions", positions, at_most=self.native_length)
         self.ratio = positive("ratio", ratio, at_most=0.5)
         self.bands = self._bands()
+        starts = [back for back, _ in self.bands.values()]
+        self.ends = dict(zip(self.bands, [*starts[1:], self.length], strict=True))
+        self.common = max(self.bands, key=lambda uses: self.ends[uses] - self.bands[uses][0])
 
     def _bands(self) -> dict[int, tuple[int, int]]:
         """By u, the nearest first: where a band begins, a and p."""
@@ -65,16 +66,12 @@ class AdaGroPE(ExtendedRoPE):
     def context_length(self) -> int:
         return self.length
 
+    def stored(self, pos: Tensor) -> Tensor:
+        return pos // self.common
+
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
-        ends = [back for back, _ in self.bands.values()][1:]
-        bands = zip(self.bands.items(), [*ends, self.length], strict=True)
-        return [self._region(uses, back, at, end) for (uses, (back, at)), end in bands]
+        return [self._region(uses, back, at) for uses, (back, at) in self.bands.items()]
 
-    def _region(self, uses: int, back: int, at: int, end: int) -> Region:
-        def queries(i: Tensor) -> Tensor:
-            return (i - back) // uses + at
-
-        def keys(j: Tensor) -> Tensor:
-            return j // uses
-
-        return Region(self.turn(queries, keys), keys=lambda q: ((q - end + 1).clamp(min=0), q - back + 1))
+    def _region(self, uses: int, back: int, at: int) -> Region:
+        turned = self.turn(lambda i: (i - back) // uses + at, None if uses == self.common else lambda j: j // uses)
+        return Region(turned, keys=lambda q: ((q - self.ends[uses] + 1).clamp(min=0), q - back + 1))

@@ -32,8 +32,7 @@ def windowed(window: int, *, near: Rotate, far: Rotate) -> list[Region]:
 class RemappedRoPE(PositionalEncoding):
     """The model's own RoPE, its scaling included, at positions that depend on the region.
 
-    A key is turned once, to `stored` of its position, and stays so in the KV cache; most regions then turn only queries. Where no place
-    serves most of the keys, the cache holds them raw, and `stored` is 0.
+    A key is turned once, to `stored` of its position, and stays so in the KV cache; most regions then turn only queries.
     """
 
     rotary = True
@@ -47,10 +46,10 @@ class RemappedRoPE(PositionalEncoding):
 
     def stored(self, pos: Tensor) -> Tensor:
         """The `Place` of keys in the cache."""
-        return torch.zeros_like(pos) if self.caches == "raw" else pos
+        return pos
 
     def cached_key(self, k: Tensor, pos: Tensor) -> Tensor:
-        return k if self.caches == "raw" else self.base.rotate_one(k, pos, place=self.stored)
+        return self.base.rotate_one(k, pos, place=self.stored)
 
     def sharpening(self, pos: Tensor) -> Tensor | None:
         """Factor on the scores of queries at `pos`, in float32 at least and of any shape; None for none."""
@@ -69,8 +68,7 @@ class RemappedRoPE(PositionalEncoding):
 
         def turns() -> tuple[Tensor, Tensor]:
             pos = k_pos.to(widest(k_pos.device))
-            factor = self.base.attention_factor if self.caches == "raw" else 1.0
-            return cos_sin(place(pos) - self.stored(pos), self.base.inv_freq, factor, k)
+            return cos_sin(place(pos) - self.stored(pos), self.base.inv_freq, 1.0, k)
 
         cos, sin = once(k_pos, (self, place, k.dtype), turns)
         return turn_pairs(k, cos, sin, self.geometry)
