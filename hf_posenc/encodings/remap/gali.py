@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from ..base import Geometry, register, widest
 from ..options import count
 from ..rotary.by_length import RoPEBySteps
-from ..rotary.rope import cos_sin, turn_pairs
+from ..rotary.rope import cos_sin, once, turn_pairs
 
 
 @register("gali")
 class GALI(RoPEBySteps):
-    """GALI, greedy attention logit interpolation (Li et al., 2025, arXiv:2502.02659, section 3).
+    """GALI, greedy attention logit interpolation (Li et al., 2025, arXiv:2502.02659, eq. 2 and 3).
 
     In a text of n > L tokens, L the native context, as few of the first tokens as must stand 1 / g apart, and all others 1 apart, so
     that the last is at L - 1: token t is at p(t) = t / g if t < c, else t - (n - L), with g = ceil((n - W) / (L - W)) and
@@ -23,8 +24,9 @@ class GALI(RoPEBySteps):
         step: beyond L, n grows in steps of this many tokens, so that queries share positions; default 3000, the authors' chunk, or L
             where that is less. 1 is their rule for decoding.
 
-    Works without training. Differs from the authors' code: n ends at a whole step, where it ends a long text early, and decodes in
-    steps of 1; no random numbers on the interpolated scores (they add normal ones with a deviation of the distance over n).
+    Works without training. Differs from the paper: n grows by whole steps to the end, where there the last one ends with the text, and
+    decoding has steps of 1; query i is at ceil(p(i)), as in the authors' code, not at p(i); no random numbers are added to scores that
+    are interpolated, normal ones with a deviation of the distance over L.
     """
 
     composes = True
@@ -48,10 +50,22 @@ class GALI(RoPEBySteps):
         return torch.where(pos < crowded, pos / group, pos - (n - native))
 
     def _rotate_by(self, length: Tensor, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
-        length = length.view(-1, 1)
-        queries, keys = self.place(q_pos, length).ceil(), self.place(k_pos, length)
-        share = (keys.ceil() - keys)[:, None, :, None]
-        cos, sin = cos_sin(queries, self.inv_freq, self.attention_factor, q)
-        ahead, behind = (cos_sin(whole, self.inv_freq, self.attention_factor, k) for whole in (keys.ceil(), keys.floor()))
-        between = [torch.lerp(x, y, share.to(x)) for x, y in zip(ahead, behind, strict=True)]
-        return turn_pairs(q, cos, sin, self.geometry), turn_pairs(k, between[0], between[1], self.geometry)
+        queries, keys = (self.place(pos, length.view(-1, 1)) for pos in (q_pos, k_pos))
+        table = once(q_pos, (self, k.dtype), lambda: self._table(k))
+        ahead, behind = _rows(table, keys.ceil()), _rows(table, keys.floor())
+        between = torch.lerp(ahead, behind, (keys.ceil() - keys)[:, None, :, None].to(table))
+        return self._turned_by(q, _rows(table, queries.ceil())), self._turned_by(k, between)
+
+    def _turned_by(self, x: Tensor, cosines: Tensor) -> Tensor:
+        cos, sin = cosines.chunk(2, -1)
+        return turn_pairs(x, cos, sin, self.geometry)
+
+    def _table(self, like: Tensor) -> Tensor:
+        """Cosines, then sines, of the whole positions from 0 to L: [L + 1,r]."""
+        pos = torch.arange(self.geometry.max_positions + 1, device=like.device)[None]
+        return torch.cat(cos_sin(pos, self.inv_freq, self.attention_factor, like), -1)[0, 0]
+
+
+def _rows(table: Tensor, pos: Tensor) -> Tensor:
+    """[B,1,T,r] at whole positions [B,T]; padding may lie before the text, and keys after the query behind its end."""
+    return embedding(pos.long().clamp(0, len(table) - 1), table)[:, None]
