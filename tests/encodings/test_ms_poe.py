@@ -20,7 +20,7 @@ def test_scores(geometry, random_qk, rotary_scores, interleaved, heads, given, r
     geometry = dataclasses.replace(geometry, num_kv_heads=heads, interleaved=interleaved)
     q, k, pos = random_qk(geometry, 12)
     expected = [
-        rotary_scores(queries, key, lambda i, j, x=x: (i - j) / (1.2 + 0.6 * x / heads) * PLAIN, interleaved)
+        rotary_scores(queries, key, lambda i, j, x=x: (i - j) / (1.2 + 0.6 * x / (heads - 1 or 1)) * PLAIN, interleaved)
         for queries, key, x in zip(q.chunk(heads, 1), k.split(1, 1), ranks, strict=True)
     ]
     scores = create("ms_poe", geometry, outliers=given).scores(q, k, pos, pos)
@@ -32,6 +32,13 @@ def test_stands_on_the_scaling_of_the_model(yarned, random_qk, rotary_scores):
     expected = 1.25**2 * rotary_scores(q, k, lambda i, j: (i - j) / 2 * np.array(yarned.frequencies))
     scores = create("ms_poe", yarned, low=2.0, high=2.0).scores(q, k, pos, pos)
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_the_ratios_of_the_paper(geometry):
+    """Equation 2, from 1.2 to 1.8; the authors' code ends a step short of that, at 1.65 for four heads."""
+    geometry = dataclasses.replace(geometry, num_kv_heads=4)
+    assert create("ms_poe", geometry).ratios == pytest.approx([1.8, 1.6, 1.4, 1.2])
+    assert create("ms_poe", geometry, high=1.65).ratios == pytest.approx([1.65, 1.5, 1.35, 1.2])
 
 
 def test_outliers():

@@ -27,21 +27,22 @@ def outliers(weights: Tensor, num_kv_heads: int) -> list[float]:
 
 @register("ms_poe")
 class MsPoE(RoPE):
-    """Ms-PoE, a scale of positions for each head (Zhang et al., 2024, arXiv:2403.04797, section 4).
+    """Ms-PoE, a scale of positions for each head (Zhang et al., 2024, arXiv:2403.04797, section 3 and eq. 2).
 
-    Key-value head g, and the query heads that share it, stand at t / r_g, with r_g = low + (high - low) x_g / G: the model's own
+    Key-value head g, and the query heads that share it, stand at t / r_g, with r_g = low + (high - low) x_g / (G - 1): the model's own
     RoPE, its scaling included, squeezed more in some heads than in others, so that what lies in the middle of a text is found.
 
     Args:
-        low: the smallest ratio.
-        high: what the ratios stay below.
+        low: the smallest ratio, and that of a single head.
+        high: the largest ratio.
         outliers: a number for each key-value head, as `outliers` measures them for a layer: x_g is how many heads have more, or as
             many and come before. Default ascending, x_g = G - 1 - g: the authors' head_type "normal".
 
-    Works without training; the authors leave the first two layers as they are (`layers=slice(2, None)`). Differs from the authors'
-    code: where heads share a key, they turn the queries by ratios of their own, and the key by that of the first. They measure
-    anew on every prompt, so that a text and its beginning are read differently; here `outliers` are given once. And they give head
-    x the number of the head with the x-th most outliers, where the paper has the reverse.
+    Works without training; the authors leave the first two layers as they are (`layers=slice(2, None)`). Differs from the paper: it
+    measures anew on every prompt, so that a text and its beginning are read differently; here `outliers` are given once. And its
+    algorithm gives head x the number of the head with the x-th most outliers, where its text has the reverse, as here. Differs from
+    the authors' code: it has G for G - 1; and where heads share a key, it turns the queries by ratios of their own, and the key by
+    that of the first.
     """
 
     needs_training = ""
@@ -56,7 +57,7 @@ class MsPoE(RoPE):
         if not isinstance(given, list | tuple | range) or len(given) != heads:
             raise ValueError(f"outliers is a list of {heads} numbers, one for each key-value head, got {outliers!r}")
         by_outliers = sorted(range(heads), key=[-number("each of outliers", x) for x in given].__getitem__)
-        self.ratios = [self.low + (self.high - self.low) * by_outliers.index(g) / heads for g in range(heads)]
+        self.ratios = [self.low + (self.high - self.low) * by_outliers.index(g) / max(heads - 1, 1) for g in range(heads)]
 
     def inverse_frequencies(self) -> Tensor:
         return super().inverse_frequencies() / torch.tensor(self.ratios)[:, None]

@@ -16,7 +16,8 @@ class ReRoPE(RemappedRoPE):
 
     Distances are capped at a window w: within it the model's own RoPE, beyond it every key looks w tokens away. The
     model never meets a distance it was not trained on, so it reads any length without training. Queries past the native
-    context L are sharpened by max(1, ln(i + 1) / ln L).
+    context L are sharpened by max(1, ln(i + 1) / ln L). Without that, these are also the positions of InfLLM (Xiao et al., 2024,
+    arXiv:2402.04617), which besides attends to far blocks only as it retrieves them.
 
     Args:
         window: w in tokens; default 512, or half the native context where that is less.
