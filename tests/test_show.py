@@ -2,6 +2,7 @@
 
 import math
 
+import peft
 import pytest
 import torch
 from matplotlib.image import imread
@@ -235,6 +236,16 @@ def test_learned_numbers_of_a_patched_model_are_shown_and_stay():
     assert fresh.within.mean[0, :3].tolist() != [0, 4, 8]
     assert within("alibi", model).within.mean[:, 4].tolist() == pytest.approx([-4 * 4.0 ** -(head + 1) for head in range(4)])
     assert hf_posenc.inspect(model).fingerprint == before and [e.name for e in hf_posenc.inspect(model).encodings] == ["t5"]
+
+
+def test_what_an_adapter_has_trained_is_shown():
+    model = hf_posenc.patch(tiny_model("llama"), "t5", num_buckets=4, max_distance=8)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["positional_encoding"]))
+    with torch.no_grad():
+        next(x for name, x in tuned.named_parameters() if "positional_encoding.modules_to_save" in name).fill_(3.0)
+    found = within("stock", tuned)
+    assert found.within.mean[:, :9].eq(3).all()
+    assert html.facts(found, hf_posenc.describe("t5"))["learned numbers"] == "16"
 
 
 def test_a_table_in_the_place_of_the_models_own_is_read_there():

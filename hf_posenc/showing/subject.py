@@ -149,8 +149,9 @@ def live(record: Patch, placements: list[Placement], layer: int) -> PositionalEn
     """The encoding that reaches `layer`: that of a placement, or the native one."""
     placed = next((p for p in placements if layer in p.layers), None)
     if placed is not None:
-        held: Any = None if placed.in_table else getattr(record.backbone, placed.attribute, None)
-        return held if held is not None else in_table(record, placed)
+        held: Any = getattr(record.backbone, placed.attribute, None)
+        trained = getattr(held, "modules_to_save", None)  # PEFT keeps the one it trains beside the one it found
+        return in_table(record, placed) if held is None else held if trained is None else trained[held.active_adapters[0]]
     own = record.architecture.native_encoding(record.backbone, record.native, layer)
     table = record.architecture.native_table(record.native)
     if own is None and table is not None:
