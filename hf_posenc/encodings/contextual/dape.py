@@ -15,19 +15,18 @@ WIDTH = 32
 class AroundBias(PositionalEncoding):
     """What computes the scores anew from the products A and a bias B of the positions: A + B + f(A, B), with f mixing heads."""
 
+    relative = True
     per_layer = True
     needs_training = "pretraining or fine-tuning"
 
     def __init__(self, geometry: Geometry, base: str, options: dict[str, Any] | None):
         super().__init__(geometry)
         if not isinstance(base, str) or base not in ENCODINGS or not ENCODINGS[base].only("bias"):
-            raise ValueError(
-                f"base of {self.name!r} is an encoding that is a bias of the positions, such as 'alibi', 'kerple', got {base!r}"
-            )
+            raise ValueError(f"base of {self.name!r} is an encoding that is a bias, such as 'alibi' or 'kerple', got {base!r}")
         if options is not None and not isinstance(options, dict):
             raise ValueError(f"options of {self.name!r} are those of {base!r} by name, got {options!r}")
         self.base = create(base, geometry, **(options or {}))
-        self.starts_as = base
+        self.starts_as, self.relative = base, self.base.relative
 
     @property
     def context_length(self) -> int | None:
@@ -53,8 +52,8 @@ class AroundBias(PositionalEncoding):
 class DAPE(AroundBias):
     """Data-adaptive position encoding (Zheng et al., 2024, arXiv:2405.14722, eq. 5; chuanyang-Zheng/DAPE).
 
-    score(i, j) = A + B + f(A, B) with A = q_i k_j / sqrt(D) and B the bias of `base`, both of all heads, and f a layer of `width` leaky units,
-    which each layer of the model has for itself.
+    score(i, j) = A + B + f(A, B) with A = q_i k_j / sqrt(D) and B the bias of `base`, both of all heads, and f a layer of `width` leaky
+    units, which each layer of the model has for itself.
 
     Args:
         base: name of an encoding that is a bias: "alibi", "kerple", "fire" and so on.
