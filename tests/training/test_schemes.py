@@ -131,20 +131,26 @@ def test_texts_of_one_token_and_texts_that_are_too_long(name):
         assert collator(rows(1, 40))["position_ids"].tolist() == [list(range(40))]
 
 
-@pytest.mark.parametrize("kind", ["cape", "pose"])
-@pytest.mark.one_of_each
-@torch.no_grad()
-def test_logits_are_those_of_the_definition_at_the_drawn_positions(kind, name):
-    """Under eager attention, token by token: every row is computed without its later tokens."""
+def tried(kind, name):
+    """A batch of the scheme and a model with the encoding; None where that is refused for what the encoding is, as other tests look at."""
     torch.manual_seed(7)
     model = hf_posenc.patch(tiny_model("llama", max_position_embeddings=12), name, **options_for(name))
     try:
         batch = made(kind).prepare(model)(rows(2))
     except ValueError as error:
-        said = str(error)
-        assert "no positions" in said or (kind == "cape" and ("not defined" in said or "not finite" in said))
+        assert any(reason in str(error) for reason in ("no positions", "is not defined", "are not finite"))
+        return None, None
+    return {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}, model
+
+
+@pytest.mark.parametrize("kind", ["cape", "pose"])
+@pytest.mark.one_of_each
+@torch.no_grad()
+def test_logits_are_those_of_the_definition_at_the_drawn_positions(kind, name):
+    """Under eager attention, token by token: every row is computed without its later tokens."""
+    inputs, model = tried(kind, name)
+    if model is None:
         return
-    inputs = {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}
     found = model(**inputs, use_cache=False).logits
     model.set_attn_implementation("eager")
     for end in range(1, LENGTH + 1):
@@ -156,18 +162,27 @@ def test_logits_are_those_of_the_definition_at_the_drawn_positions(kind, name):
 @torch.no_grad()
 def test_skipped_positions_are_those_of_a_long_row_whose_other_tokens_are_hidden(name):
     """The same tokens in a row of all 40 positions, consecutive ones, where a padding mask hides what the draw left out."""
-    torch.manual_seed(7)
-    model = hf_posenc.patch(tiny_model("llama", max_position_embeddings=12), name, **options_for(name))
-    if name == "nope":
+    inputs, model = tried("randomized", name)
+    if model is None:
         return
-    batch = made("randomized").prepare(model)(rows(2))
     long = torch.zeros(2, TARGET, dtype=torch.long)
-    mask = torch.zeros(2, TARGET, dtype=torch.long).scatter(1, batch["position_ids"], 1)
-    long.scatter_(1, batch["position_ids"], batch["input_ids"])
+    mask = torch.zeros(2, TARGET, dtype=torch.long).scatter(1, inputs["position_ids"], 1)
+    long.scatter_(1, inputs["position_ids"], inputs["input_ids"])
     full = model(long, attention_mask=mask, position_ids=torch.arange(TARGET).expand(2, -1), use_cache=False).logits
-    expected = torch.stack([full[row, batch["position_ids"][row]] for row in range(2)])
-    del batch["labels"]
-    assert_close(model(**batch, use_cache=False).logits, expected, atol=2e-5, rtol=2e-4)
+    expected = torch.stack([full[row, inputs["position_ids"][row]] for row in range(2)])
+    assert_close(model(**inputs, use_cache=False).logits, expected, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["kerple", "t5", "shaw", "floater"])
+def test_a_trial_leaves_a_model_as_it_was_and_an_encoding_that_starts_at_nothing_is_no_reason_to_refuse(name):
+    model = hf_posenc.patch(tiny_model("llama", max_position_embeddings=TARGET), name, **options_for(name)).train()
+    learned = [parameter for key, parameter in model.named_parameters() if "positional_encoding" in key]
+    for parameter in learned:
+        parameter.data.zero_()
+    before, state = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    made("pose").prepare(model)
+    assert learned and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state()) and all(module.training for module in model.modules())
 
 
 @torch.no_grad()
@@ -269,14 +284,14 @@ def batches(folder, workers):
 
 
 REFUSED = {
-    "a table": ("llama", "learned", "cape", {}, "places tokens where 'learned' is not defined"),
+    "a table": ("llama", "learned", "cape", {}, "places tokens between whole positions, where 'learned' is not defined"),
     "buckets": ("llama", "t5", "cape", {}, "'t5' knows no positions between whole numbers"),
     "no positions": ("llama", "nope", "pose", {}, "'nope' knows no positions"),
     "distances": ("llama", "alibi", "shape", {}, "'alibi' sees only how far they lie apart"),
     "stock distances": ("llama", None, "shape", {}, "the encoding of LlamaForCausalLM sees only how far they lie apart"),
     "no position ids": ("bloom", None, "pose", {}, "BloomForCausalLM takes no position ids"),
     "a short table": ("gpt2", None, "pose", {}, "the model has a table of 12 positions and 40 were asked for"),
-    "a table between": ("gpt2", None, "cape", {}, "places tokens where the encoding of GPT2LMHeadModel is not defined"),
+    "a table between": ("gpt2", None, "cape", {}, "between whole positions, where the encoding of GPT2LMHeadModel is not defined"),
     "a short scaling": (
         "llama",
         "yarn",

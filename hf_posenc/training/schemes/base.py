@@ -16,10 +16,10 @@ from transformers import TrainerCallback, default_data_collator
 from ...attention.documents import restarts
 from ...evaluation.models import STOCK, live_encodings, live_name
 from ...evaluation.reach import check_position_table
-from ...evaluation.token_nll import evaluating, input_device
 from ...registry import Registry
 from ..loss import transformers_model
 from ..packing import reads_documents
+from ..trial import logits_at
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 SCHEMES: Registry[type[PositionScheme]] = Registry("position scheme")
@@ -172,7 +172,7 @@ class PositionScheme(TrainerCallback):
             raise ValueError(f"{family} takes no position ids: its positions count tokens, wherever {self.name} would place them")
         check_position_table(model, self.reach(1))
         for encoding in live_encodings(model):
-            if (reached := encoding.context_length) is not None and reached < (self.target_length or 0):
+            if encoding.geometry.max_positions < (reached := encoding.context_length or 0) < (self.target_length or 0):
                 raise ValueError(
                     f"{self.name} places tokens at up to {self.target_length:,}, and {encoding.name!r} was asked to reach {reached:,}: the "
                     f"scaling of the target must be at work while the model trains. Patch with target_length={self.target_length}"
@@ -185,9 +185,11 @@ class PositionScheme(TrainerCallback):
         """Raise ValueError where positions of this kind are not defined, or make no difference, seen on a few tokens."""
         steps = torch.arange(TOKENS) if self.whole else torch.arange(TOKENS, dtype=torch.float32)
         try:
-            near, stretched, drawn = (logits_at(model, pos) for pos in (steps, steps * (2 if self.whole else 1.1), self.probe(steps)))
-        except Exception as error:
-            raise ValueError(f"{self.name} places tokens where {encoding} is not defined ({type(error).__name__}: {error})") from error
+            near, stretched, drawn = logits_at(model, steps, steps * (2 if self.whole else 1.1), self.probe(steps))
+        except (TypeError, IndexError, RuntimeError) as error:  # what a lookup in a table says
+            if self.whole or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(f"{self.name} places tokens between whole positions, where {encoding} is not defined") from error
         if torch.equal(near, stretched):
             kind = "no positions" if self.whole else "no positions between whole numbers"
             raise ValueError(f"{encoding} knows {kind}, and {self.name} draws them")
@@ -218,14 +220,6 @@ def number_documents(mask: Tensor, positions: Tensor | None) -> Tensor:
     if positions is None:
         return (mask > 0).long()
     return (1 + restarts(positions, mask).cumsum(-1)) * (mask > 0)
-
-
-def logits_at(model: Any, positions: Tensor) -> Tensor:
-    """Logits [n,V] of a few tokens at `positions` [n]."""
-    device, vocabulary = input_device(model), model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(2, 2 + len(positions), device=device)[None] % vocabulary
-    with evaluating(model), torch.random.fork_rng():
-        return model(ids, position_ids=positions[None].to(device), attention_mask=torch.ones_like(ids), use_cache=False)[0][0].float()
 
 
 def scheme(name: str) -> Callable[[type[S]], type[S]]:
