@@ -145,7 +145,7 @@ def _place(record: Patch, p: Placement) -> str:
     if p.native:
         return "in the native slot"
     if p.in_attention:
-        on_axes = hasattr(record.native, "mrope_section")  # of images; what acts in the attention has one axis
+        on_axes = hasattr(record.native, "mrope_section") and p.encoding.axes == 1  # positions of images
         beside = ", beside the native encoding" if p.beside else ""
         return "in the attention function" + beside + (", by the count of tokens" if on_axes else "")
     return "in the embeddings" if p.encoding.has(*EMBEDDING) else "with the native encoding switched off"

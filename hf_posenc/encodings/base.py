@@ -137,7 +137,7 @@ class PositionalEncoding(nn.Module):
     """What it does to a block of queries is chosen by the numbers in the position tensors: torch.compile breaks the graph there."""
     takes_reach: ClassVar[bool] = False
     """`context_bias` takes `reach`, so as not to look for the largest distance in the position tensors."""
-    axes: ClassVar[int] = 1
+    axes: int = 1
     """Axes of the positions that `cached_key` is given, and `Block.axes` has: [n,B,Q] where there are more than one."""
     caches_state: ClassVar[bool] = True
     """The state of a token lies beside its key in the KV cache; otherwise queries alone have one, and it is forgotten."""
