@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from test_attention import IN_ATTENTION, Site, posenc_attention, reference, setting
+from test_attention import IN_ATTENTION, LEARNED, Site, posenc_attention, reference, setting
 from torch.testing import assert_close
 
 import hf_posenc
@@ -80,7 +80,7 @@ def expected_paths(name, kind, grad):
     if content:
         return by_block
     if "regions" in stages:
-        return {"regions"} if kind == "plain" else {"blocks"}
+        return {"regions"} if kind == "plain" and not (grad and name in LEARNED) else {"blocks"}
     return {"table"} if cls.relative and kind == "plain" else by_block
 
 
