@@ -90,8 +90,16 @@ def _columns(term: Term, q: Tensor, k: Tensor, scaling: float) -> tuple[Tensor, 
     left, shared = left.expand(batch, heads, queries, -1), right.shape[1] in (1, groups)
     if shared:
         return left, right.expand(batch, groups, keys, -1)
-    # Numbers of query heads, beside a key that several of them share: each finds its own among the columns.
-    each = heads // groups
-    own = torch.eye(each, dtype=q.dtype, device=q.device).repeat(groups, 1)[None, :, None, :, None]
-    right = right.expand(batch, -1, keys, -1).unflatten(1, (groups, each)).transpose(2, 3).flatten(3)
-    return (left[..., None, :] * own).flatten(3), right
+    return own_columns(left, groups), shared_columns(right.expand(batch, -1, keys, -1), groups)
+
+
+def shared_columns(x: Tensor, groups: int) -> Tensor:
+    """Numbers [B,H,K,c] of query heads beside the keys that H / G of them share, as columns of the keys: [B,G,K,c*H/G]."""
+    return x.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)
+
+
+def own_columns(x: Tensor, groups: int) -> Tensor:
+    """Numbers [B,H,Q,c] as columns of queries [B,H,Q,c*H/G] that meet those of the same head among `shared_columns`."""
+    each = x.shape[1] // groups
+    own = torch.eye(each, dtype=x.dtype, device=x.device).repeat(groups, 1)[None, :, None, :, None]
+    return (x[..., None, :] * own).flatten(3)

@@ -81,6 +81,24 @@ def test_log_from_alibi_touches_it(geometry):
     assert (bias[:, :-1] > expected[:, :-1]).all()
 
 
+def test_log_of_a_power(geometry):
+    """The variant of three parameters (section 5.3): the log kernel where the third is 1."""
+    log, log3, pos = create("kerple", geometry), create("kerple", geometry, kernel="log3"), torch.arange(12)[None].double()
+    log3.r1.data, log3.r2.data = log.r1.data, log.r2.data
+    torch.testing.assert_close(log3.bias_matrix(pos, pos), log.bias_matrix(pos, pos))
+    log3.r3.data = torch.tensor([0.5, 1.5, 3.0, -1.0])
+    bias = log3.bias_matrix(pos, pos)
+    for h, r3 in enumerate((0.5, 1.5, 2.0, 0.01)):
+        r1, r2 = (max(x[h].item(), 0.01) for x in (log3.r1, log3.r2))
+        for t in range(12):
+            expected = -r1 * math.log(1 + r2 * t**r3) if t else 0.0
+            assert bias[0, h, 11, 11 - t].item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    bias.tril().sum().backward()
+    assert all(p.grad.isfinite().all() and (p.grad != 0).all() for p in log3.parameters())
+    log3.project()
+    assert log3.r3.tolist() == pytest.approx([0.5, 1.5, 2.0, 0.01])
+
+
 def follow(values, gradients, rate, low, high):
     """The authors' rule, a number at a time: into the bounds before each forward pass, then a step."""
     for gradient in gradients:
@@ -126,7 +144,7 @@ def test_without_gradients_nothing_is_written():
 
 
 def test_bad_kernel(geometry):
-    with pytest.raises(ValueError, match="kernel is one of log, power, got 'cosine'"):
+    with pytest.raises(ValueError, match="kernel is one of log, power, log3, got 'cosine'"):
         create("kerple", geometry, kernel="cosine")
     with pytest.raises(ValueError, match="init is one of uniform, alibi, got 'zero'"):
         create("kerple", geometry, init="zero")

@@ -8,6 +8,7 @@ from ..base import Block, Geometry, precise, register
 from ..bias.t5 import T5Bias
 from ..input.limited import Limited
 from ..options import one_of
+from ..widths import own_columns, shared_columns
 
 STARTS = ("normal", "zero")
 INIT_STD = 0.02
@@ -43,21 +44,19 @@ class TUPE(Limited):
             nn.init.zeros_(self.u)
 
     def cached_key(self, k: Tensor, pos: Tensor) -> Tensor:
-        columns = self.projected(pos, self.v, k).unflatten(-1, (k.shape[1], -1)).transpose(1, 2)
-        return torch.cat((k, columns.to(k.dtype).expand(len(k), -1, -1, -1)), -1)
+        columns = shared_columns(self.projected(pos, self.v, k), k.shape[1]).to(k.dtype)
+        return torch.cat((k, columns.expand(len(k), -1, -1, -1)), -1)
 
     def meet(self, block: Block) -> tuple[Tensor, Tensor]:
-        groups, each = self.geometry.num_kv_heads, self.geometry.num_heads // self.geometry.num_kv_heads
-        columns = self.projected(block.q_pos, self.u, block.q).unflatten(-1, (groups, each, 1, -1)).permute(0, 2, 3, 1, 4, 5)
-        own = torch.eye(each, device=columns.device)[:, None, :, None]  # each head its own of the columns that the key has for all of them
-        columns = (columns * own).flatten(4).flatten(1, 2)
-        return torch.cat((block.q, columns.to(block.q.dtype).expand(len(block.q), -1, -1, -1)), -1), block.k
+        columns = own_columns(self.projected(block.q_pos, self.u, block.q), block.k.shape[1]).to(block.q.dtype)
+        return torch.cat((block.q, columns.expand(len(block.q), -1, -1, -1)), -1), block.k
 
     def projected(self, pos: Tensor, projection: Tensor, like: Tensor) -> Tensor:
-        """The vectors of positions `pos` [B,T], normalised and projected: [B,T,H*D]."""
+        """The vectors of positions `pos` [B,T], normalised and projected: [B,H,T,D]."""
         vectors = precise(F.embedding(pos, self.table), like)
         weight, bias = (precise(x, like) for x in (self.norm.weight, self.norm.bias))
-        return F.layer_norm(vectors, weight.shape, weight, bias, self.norm.eps) @ precise(projection, like)
+        projected = F.layer_norm(vectors, weight.shape, weight, bias, self.norm.eps) @ precise(projection, like)
+        return projected.unflatten(-1, (self.geometry.num_heads, -1)).transpose(1, 2)
 
 
 @register("tupe_r")
