@@ -52,8 +52,8 @@ class LaMPE(ExtendedRoPE):
         self.early = ((tail * self.mapped // last + 1) * last - 1) // self.mapped
         if self.window + self.early >= self.length:
             raise ValueError(
-                f"window = {self.window} and the first {self.early} tokens leave nothing between them in {self.length} tokens. "
-                "Use a shorter window or tail, or a longer target."
+                f"window = {self.window}, and the first {self.early} tokens by tail = {tail} and mapped = {self.mapped}, leave nothing "
+                f"between them in {self.length} tokens. Use a shorter window or tail, a greater mapped, or a longer target."
             )
         self.base.attention_factor *= positive("attention_factor", attention_factor)
 
