@@ -4,6 +4,7 @@ from . import evaluation as evaluation
 from . import inspection as inspection
 from . import patching as patching
 from . import plotting as plotting
+from . import showing as showing
 from . import training as training
 from .catalogue import describe as describe
 from .catalogue import list_encodings as list_encodings

@@ -162,9 +162,9 @@ def sampled(query: int) -> Tensor:
     return torch.cat((torch.arange(min(NEAR, query + 1)), powers[powers <= query], torch.linspace(0, query, POINTS).long())).unique()
 
 
-def signs(width: int) -> Tensor:
-    """Contents [N,D] of numbers that are 1 or -1, and their negatives."""
-    drawn = 1 - 2 * torch.randint(2, (CONTENTS // 2, width), generator=torch.Generator().manual_seed(0)).double()
+def signs(count: int, width: int) -> Tensor:
+    """Contents [N,D] of numbers that are 1 or -1, the second half the negatives of the first."""
+    drawn = 1 - 2 * torch.randint(2, (count // 2, width), generator=torch.Generator().manual_seed(0)).double()
     return torch.cat((drawn, -drawn))
 
 
@@ -184,8 +184,8 @@ def equal_contents(subject: Subject, q_pos: Tensor, k_pos: Tensor) -> Tensor:
     encoding, g = subject.encoding, subject.encoding.geometry
     if isinstance(encoding, RoPEByLength) and len(q_pos) > 1:  # each may have frequencies of its own, and all would be tried on all
         return torch.cat([equal_contents(subject, each, k_pos) for each in q_pos.split(1)], 1)
-    contents, total = signs(g.head_dim)[:, None, None], torch.zeros((), dtype=torch.float64)
-    texts = TEXTS if encoding.has("state") else 1
+    count, texts = (CONTENTS // 4, TEXTS) if encoding.has("state") else (CONTENTS, 1)
+    contents, total = signs(count, g.head_dim)[:, None, None], torch.zeros((), dtype=torch.float64)
     for some in contents.split(at_once(g.num_heads * len(q_pos) * len(k_pos), g.num_kv_heads * len(k_pos) * g.head_dim)):
         q, k = some.expand(-1, g.num_heads, len(q_pos), -1), some.expand(-1, g.num_kv_heads, len(k_pos), -1)
         for text in range(texts):
@@ -199,6 +199,7 @@ def with_contents(subject: Subject, q_pos: Tensor, k_pos: Tensor, few: bool = Fa
     Keys are those of all tokens, in order.
     """
     g, total, square, count = subject.encoding.geometry, torch.zeros(()).double(), torch.zeros(()).double(), 0
+    few = few or subject.encoding.has("state")
     for text in range(1 if few else TEXTS):
         keys = drawn(1, g.num_kv_heads, len(k_pos), g.head_dim, seed=1 + text)
         for some in basis(g.head_dim)[: CONTENTS if few else None].split(at_once(g.num_heads * len(q_pos) * len(k_pos))):
