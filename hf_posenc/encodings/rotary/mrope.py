@@ -17,8 +17,8 @@ class MRoPE(OnAxes):
     Qwen3-VL.
 
     The first pairs of dimensions turn with time, the next with the height, the last with the width of a patch; each keeps the frequency
-    that it has in the model. Positions come as `position_ids` of [3, batch, tokens], or [4, batch, tokens] with those of the text first; text
-    alone gives the numbers of `rope`, bit for bit.
+    that it has in the model. Positions come as `position_ids` of [3, batch, tokens], or [4, batch, tokens] with those of the text first;
+    text alone gives the numbers of `rope`, bit for bit.
 
     Args:
         sections: pairs of each axis; default as theirs for heads of 128, [16, 24, 24] of 64 or [24, 20, 20] interleaved, and in proportion.
