@@ -66,10 +66,15 @@ def patched(which, arch="llama", **changes):
 # -- what it computes -----------------------------------------------------------------------------------------------------
 
 
+def state_of(encoding, pos):
+    """Of made-up tokens."""
+    x = torch.sin(torch.arange(2 * 30 * 32).view(2, 30, 32).double())
+    return encoding.state(x, pos) if encoding.has("state") else None
+
+
 def scores_of(encoding, q, k, pos):
     """[B,H,Q,K], with the states of made-up tokens."""
-    x = torch.sin(torch.arange(2 * 30 * 32).view(2, 30, 32).double())
-    return encoding.scores(q, k, pos, pos, state=encoding.state(x, pos) if encoding.has("state") else None)
+    return encoding.scores(q, k, pos, pos, state=state_of(encoding, pos))
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
@@ -81,10 +86,15 @@ def test_a_temperature_multiplies_the_products_of_any_encoding_and_nothing_else(
     factor = 1 + 0.1 * torch.log(1 + torch.floor((pos.double() + 1) / 4))[:, None, :, None]
     ours, theirs = (scores_of(encoding, q, k, pos) for encoding in (warm, plain))
     product = theirs - scores_of(plain, q * 0, k, pos)  # the rest is there without a query too
-    if not plain.has("meet"):
+    if plain.adds_columns:
+        product = create("nope", GEOMETRY).scores(q, k, pos, pos)
+    elif not plain.has("meet"):
         product = plain.content_scores(q, plain.cached_key(k, pos), pos, pos)
+    expected = product * factor + (theirs - product)
+    if plain.has("mix") and not plain.has("bias", "context_bias"):  # which see the products alone
+        expected = plain.mix(product * factor, plain.block(q, k, pos, pos, state=state_of(plain, pos)))
     seen = (pos[:, None, :] <= pos[:, :, None])[:, None] & theirs.isfinite()
-    assert_close(*(x.where(seen, 0) for x in (ours, product * factor + (theirs - product))), rtol=1e-6, atol=1e-9)
+    assert_close(*(x.where(seen, 0) for x in (ours, expected)), rtol=1e-6, atol=1e-9)
     assert torch.equal(ours.isfinite(), theirs.isfinite())
 
 

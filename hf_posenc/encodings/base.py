@@ -143,6 +143,8 @@ class PositionalEncoding(nn.Module):
     """The state of a token lies beside its key in the KV cache; otherwise queries alone have one, and it is forgotten."""
     noted: int = 0
     """Numbers that `notes` says of each token."""
+    adds_columns: ClassVar[bool] = False
+    """By what `meet` makes queries wider, something is added to the products: no temperature multiplies that."""
     per_layer: bool = False
     """Each layer has parameters of its own; otherwise all layers share one encoding."""
     starts_as: str = ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...registry import suggestion
@@ -47,10 +47,9 @@ class TemperedMeeting(Tempered):
     """Around one whose queries and keys meet in another way."""
 
     def meet(self, block: Block) -> tuple[Tensor, Tensor]:
-        if self.has("state"):  # of which further columns are made, that are no products of the query
-            return super().meet(dataclasses.replace(block, q=self.heat.heated(block.q, block.q_pos)))
         q, k = super().meet(block)
-        return self.heat.heated(q, block.q_pos), k
+        width = block.q.shape[-1] if self.adds_columns else q.shape[-1]
+        return torch.cat((self.heat.heated(q[..., :width], block.q_pos), q[..., width:]), -1), k
 
 
 class TemperedRegions(Tempered):

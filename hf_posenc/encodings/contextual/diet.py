@@ -27,6 +27,7 @@ class DIETAbsolute(Limited):
     Needs training. Differs from the paper: no term for segments, of which a decoder's text is one.
     """
 
+    adds_columns = True
     needs_training = "pretraining or fine-tuning"
     beyond = "the learned vectors of"
 

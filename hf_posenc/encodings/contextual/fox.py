@@ -25,6 +25,7 @@ class FoX(PositionalEncoding):
     """
 
     per_layer = True
+    adds_columns = True
     caches = "raw"
     relative = True
     needs_training = "pretraining or fine-tuning"

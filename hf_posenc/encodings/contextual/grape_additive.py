@@ -32,6 +32,7 @@ class GRAPEAdditive(PositionalEncoding):
     """
 
     slopes: Tensor
+    adds_columns = True
     relative = True
     per_layer = True
     needs_training = "pretraining or fine-tuning"

@@ -30,6 +30,7 @@ class TUPE(Limited):
     it is no [CLS].
     """
 
+    adds_columns = True
     needs_training = "pretraining or fine-tuning"
     beyond = "the learned vectors of"
 
