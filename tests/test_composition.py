@@ -74,7 +74,13 @@ def state_of(encoding, pos):
 
 def scores_of(encoding, q, k, pos):
     """[B,H,Q,K], with the states of made-up tokens."""
-    return encoding.scores(q, k, pos, pos, state=state_of(encoding, pos))
+    where = on_axes(encoding, pos)
+    return encoding.scores(q, k, where, where, state=state_of(encoding, pos))
+
+
+def on_axes(encoding, pos):
+    """Text alone, alike on all axes."""
+    return pos if encoding.axes == 1 else pos.expand(encoding.axes, -1, -1)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
@@ -82,7 +88,7 @@ def test_a_temperature_multiplies_the_products_of_any_encoding_and_nothing_else(
     q, k, pos = states()
     plain, warm = (create(name, GEOMETRY, **options_for(name), **more).double() for more in ({}, {"temperature": STEP}))
     warm.load_state_dict(plain.state_dict())
-    assert torch.equal(plain.cached_key(k, pos), warm.cached_key(k, pos))
+    assert torch.equal(*(encoding.cached_key(k, on_axes(encoding, pos)) for encoding in (plain, warm)))
     factor = 1 + 0.1 * torch.log(1 + torch.floor((pos.double() + 1) / 4))[:, None, :, None]
     ours, theirs = (scores_of(encoding, q, k, pos) for encoding in (warm, plain))
     product = theirs - scores_of(plain, q * 0, k, pos)  # the rest is there without a query too

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from design import FAMILIES
+from texts import text_of
 from tiny import NATIVE, WINDOW, off_start, options_for, started, tiny_for, tiny_model
 from torch.testing import assert_close
 from transformers import AttentionInterface, AutoModelForCausalLM, StaticCache
@@ -152,18 +153,20 @@ def test_scores_are_what_the_model_computes(arch, name, batch):
         AttentionInterface.register(backend, function)
     _, q, k, v, kwargs, output = calls[site.layers[0]]
     pos = torch.arange(q.shape[2]).expand(len(q), -1)
-    expected = reference_attention(site.encoding, q.double(), k.double(), v.double(), pos, kwargs, record, site.layers[0])
+    places = pos if site.encoding.axes == 1 else pos.expand(site.encoding.axes, -1, -1)
+    if site.encoding.has("locate"):
+        places = site.encoding.locate(text_of(site.encoding, batch["input_ids"]))
+    expected = reference_attention(site.encoding, q.double(), k.double(), v.double(), pos, places, kwargs, record, site.layers[0])
     assert_close(output, expected.float(), **CLOSE)
 
 
-def reference_attention(encoding, q, k, v, pos, kwargs, record, layer):
+def reference_attention(encoding, q, k, v, pos, places, kwargs, record, layer):
     """Softmax of the dense definition, in float64, under the causal mask, the window, softcap and sinks of the layer."""
     distance, scaling = pos[:, :, None] - pos[:, None, :], kwargs["scaling"]
     seen = distance >= 0
     if record.architecture.layer_types(record.backbone.config)[layer] == "sliding_attention":
         seen &= distance < WINDOW
     seen = seen[:, None]
-    places = pos if encoding.axes == 1 else pos.expand(encoding.axes, -1, -1)
     block = encoding.block(q, k, places, places, scaling, kwargs.get(STATE), seen)
     if (cap := kwargs.get("softcap")) is None:
         scores = encoding.scores(q, k, places, places, scaling, kwargs.get(STATE), seen)

@@ -9,6 +9,8 @@ from torch.testing import assert_close
 from transformers import DynamicCache, GPT2DoubleHeadsModel, QuantizedCache, StaticCache
 
 import hf_posenc
+from hf_posenc.encodings import ENCODINGS
+from hf_posenc.encodings.naming import EMBEDDING
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
@@ -115,9 +117,7 @@ def test_several_choices_in_a_row(name, given):
     mask[0, 1, :4] = 0
     inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
     inputs = {key: inputs[key] for key in given}
-    if {"embed", "embed_text"} & set(hf_posenc.describe(name).stages) and hf_posenc.inspect(double).encodings[
-        0
-    ].place == "in the embeddings":
+    if ENCODINGS[name].has(*EMBEDDING) and hf_posenc.inspect(double).encodings[0].place != "in the native slot":
         with pytest.raises(ValueError, match="2-D"):
             double(ids, **inputs)
         return

@@ -82,7 +82,8 @@ class EncodedKeys(SeenCache):
         """Cache the new keys [B,G,Q,D] and values [B,G,Q,V]; all that is cached, [B,G,K,D+n] and [B,G,K,V]."""
         pos, state = self._pos.to(key_states.device), self._state
         encoding = here(self._encoding, pos)
-        key = encoding.cached_key(key_states, placed(encoding, pos)).to(key_states.dtype)
+        places = placed(encoding, self._pos).to(key_states.device)  # a graph does not see what a moved tensor has beside its numbers
+        key = encoding.cached_key(key_states, places).to(key_states.dtype)
         if state is not None:
             key = torch.cat((key, packed(state.to(key.device), key.shape[1], key.dtype)), -1)
         if key.shape[-1] != key_states.shape[-1]:

@@ -11,8 +11,10 @@ from transformers import Cache
 from transformers.cache_utils import BaseQuantizedLayer
 
 from ..encodings import PositionalEncoding, Text
+from ..encodings.base import at_hand
 from ..encodings.widths import packed, unpacked, width_of
 from .cached import SeenCache, by_name, cache_in, no_continuous_batching
+from .masks import visible
 from .places import AXES
 from .positions import columns_of
 from .settled import Settled
@@ -27,48 +29,81 @@ NOWHERE = -2
 
 def embedded(backbone: Any, arguments: dict[str, Any], encoding: PositionalEncoding, pos: Tensor, layers: Sequence[int]) -> dict[str, Any]:
     """The arguments of a backbone, with the embeddings as `encoding` makes them of the tokens at `pos` [1 or B,Q]; what it says of their
-    positions on several axes is left on `pos`.
+    positions on several axes, and what it notes of them, is left on `pos`.
 
     Args:
         layers: those of the encoding; what it has noted of earlier tokens is in the cache of the first.
     """
     ids, x = arguments.get("input_ids"), arguments.get("inputs_embeds")
-    text = text_of(backbone, arguments, encoding, pos, layers[0]) if encoding.has(*READING) else None
-    if text is not None and encoding.has("locate"):
-        setattr(pos, AXES, encoding.locate(text))
+    reading = _Reading(backbone, arguments, encoding, pos, layers[0]) if encoding.has(*READING) else None
+    if reading is not None and encoding.has("locate"):
+        setattr(pos, AXES, reading.spread(encoding.locate(reading.text).movedim(0, -1)).movedim(-1, 0))
     if not encoding.has("embed", "embed_text"):
         return arguments
     x = backbone.get_input_embeddings()(ids) if x is None else x
     if x.ndim > 3:
         raise ValueError("an encoding of the embeddings takes 2-D input_ids, [batch, tokens]: flatten the choices into the batch")
     x = encoding.embed(x, pos.expand(x.shape[0], -1))
-    x = x if text is None else encoding.embed_text(x, text)
+    x = x if reading is None else reading.spread(encoding.embed_text(reading.close(x), reading.text))
     return {name: value for name, value in arguments.items() if name != "input_ids"} | {"inputs_embeds": x}
 
 
-def text_of(backbone: Any, arguments: dict[str, Any], encoding: PositionalEncoding, pos: Tensor, layer: int) -> Text:
-    """The text that a backbone is called to go on with; what is to be noted of it is left on `pos`.
+class _Reading:
+    """The text that a backbone is called to go on with. Padding is read past: its tokens come after the others of a row.
 
     Raises:
         ValueError: without ids of tokens, or with a cache that has not kept what was noted.
     """
-    ids, mask, settled = arguments.get("input_ids"), arguments.get("attention_mask"), pos
-    if ids is None or ids.ndim != 2:
-        raise ValueError(f"{encoding.name!r} looks at the tokens themselves: call the model with 2-D input_ids, [batch, tokens]")
-    cache, pos = cache_in(arguments), pos.expand(len(ids), -1)
-    place = pos
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= ids.shape[1]:
-        place = torch.where(mask[:, columns_of(mask, cache, ids.shape[1])].bool().to(pos.device), pos, NOWHERE)
-    before = torch.full((len(ids), 1 + encoding.noted), NOWHERE, device=pos.device)
-    if encoding.noted:
-        if not isinstance(arguments.get("cache"), Cache | None):  # a paged one
-            no_continuous_batching()
-        before = _before(cache, layer, encoding, before)
-    first = place - torch.cat((before[:, :1], place[:, :-1]), 1) != 1
-    text = Text(ids, pos, first, before[:, 1:], backbone.get_input_embeddings())
-    if encoding.noted:
-        setattr(settled, NOTES, torch.cat((place[..., None], encoding.notes(text)), -1)[:, None])
-    return text
+
+    def __init__(self, backbone: Any, arguments: dict[str, Any], encoding: PositionalEncoding, pos: Tensor, layer: int):
+        ids, cache = arguments.get("input_ids"), cache_in(arguments)
+        if ids is None or ids.ndim != 2:
+            raise ValueError(f"{encoding.name!r} looks at the tokens themselves: call the model with 2-D input_ids, [batch, tokens]")
+        self.rank: Tensor | None = None
+        place = where = pos.expand(len(ids), -1)
+        real = _real(arguments.get("attention_mask"), cache, ids)
+        if real is not None and not (at_hand(real) and bool(real.all())):
+            self.order, self.rank = (~real).long().sort(dim=1, stable=True).indices, real.long().cumsum(1)
+            ids, where = self.close(ids), self.close(where)
+            place = self.close(torch.where(real, place, NOWHERE))
+        before = torch.full((len(ids), 1 + encoding.noted), NOWHERE, device=pos.device)
+        if encoding.noted:
+            if not isinstance(arguments.get("cache"), Cache | None):  # a paged one
+                no_continuous_batching()
+            before = _before(cache, layer, encoding, before)
+        first = place - torch.cat((before[:, :1], place[:, :-1]), 1) != 1
+        self.text = Text(ids, where, first, before[:, 1:], backbone.get_input_embeddings())
+        if encoding.noted:
+            noted = torch.cat((place[..., None], encoding.notes(self.text)), -1)
+            if self.rank is not None:  # of padding, what is noted of the token before it
+                noted = _rows(torch.cat((before[:, None], noted), 1), self.rank)
+            setattr(pos, NOTES, noted[:, None])
+
+    def close(self, x: Tensor) -> Tensor:
+        """x [B,Q,...] of the tokens, in the order in which they are read."""
+        return x if self.rank is None else _rows(x, self.order)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """x [B,Q,...] of the tokens as they are read, back in their places; of padding, that of another token."""
+        return x if self.rank is None else _rows(x, (self.rank - 1).clamp(min=0))
+
+
+def _real(mask: Any, cache: Cache | None, ids: Tensor) -> Tensor | None:
+    """Which of the new tokens `ids` [B,Q] are no padding, where the mask of the call says so: [B,Q] bool."""
+    if isinstance(mask, dict):  # one for each type of layer
+        mask = max((x for x in mask.values() if isinstance(x, Tensor)), key=lambda x: x.shape[-1], default=None)
+    (batch, new), past = ids.shape, 0 if cache is None else cache.get_seq_length()
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4) or mask.shape[-1] < (past if isinstance(past, int) else 0) + new:
+        return None
+    if mask.ndim == 2:
+        return mask[:, columns_of(mask, cache, new)].bool().to(ids.device)
+    seen = visible(mask, slice(None), new, mask.shape[-1], mask.device)[:, 0].any(-2)
+    return seen[:, past + torch.arange(new, device=mask.device)].expand(batch, -1).to(ids.device)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x [B,K,...] at `index` [B,Q]: [B,Q,...]."""
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
 def _before(cache: Any, layer: int, encoding: PositionalEncoding, nothing: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from transformers import PretrainedConfig
 from ..architectures.tables import BiasArchitecture
 from ..attention.cached import arguments_of, cache_in
 from ..attention.probe import Handed
+from ..attention.tokens import embedded as with_embeddings
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.base import products
 from ..encodings.composing.by_head import ByHead
@@ -402,11 +403,8 @@ def _look(subject: Patch, pos: Tensor | None = None, embedded: Sequence[Position
     """
     ids = _tokens(subject)
     inputs: dict[str, Any] = {"input_ids": ids} | ({} if pos is None else {"position_ids": pos})
-    if embedded:
-        x = subject.backbone.get_input_embeddings()(ids)
-        for encoding in embedded:
-            x = encoding.embed(x, _positions(subject))
-        inputs = {"inputs_embeds": x}
+    for encoding in embedded:
+        inputs = with_embeddings(subject.backbone, inputs, encoding, _positions(subject), [min(subject.attentions)])
     with subject.architecture.seam.looking(subject.backbone.config, subject.attentions.values()) as seen:
         _forward(subject, inputs)
     for i, attention in subject.attentions.items():
