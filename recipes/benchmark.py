@@ -2,6 +2,7 @@
 
     python recipes/benchmark.py --parts attention           # every path at 2k and 8k, one layer; 2 minutes
     python recipes/benchmark.py --parts forward             # the same, forward of 4 layers; 5
+    python recipes/benchmark.py --parts costs               # a row for each class of cost, one layer, forward and training step; 3
     python recipes/benchmark.py --parts decode --num_layers 30   # a token after 2k and 8k; GPT-2 with RoPE against its own table; 6
     python recipes/benchmark.py --parts train               # forward and backward of the whole model at 2k; 8
     python recipes/benchmark.py --parts context             # contextual biases at 4k, 8k, 16k against the whole square; 4
@@ -73,6 +74,9 @@ EVERY_PATH = (
     *("yarn", "alibi", "t5", "kerple", "sandwich", "rerope", "self_extend", "leaky_rerope", "dual_chunk"),
     *("lm_infinite", "streaming_llm", "string_shift", "fire", "shaw", "transformer_xl"),
 )
+EVERY_COST = ("yarn", "fox", "pope", "alibi", "rerope", "fire", "shaw", "cope", "dape", "stick_breaking")
+"""Of each class of cost one or two: a rotation, further columns, a head of twice the width, a table of distances, regions; and by query
+block a bias of the positions, one of the content with moved values, scores that are mixed, of all heads, and something else than softmax."""
 SQUARES = 6
 """Arrays of all scores that a dense form may hold at once."""
 
@@ -277,6 +281,14 @@ def forward(given: Arguments) -> Iterator[Comparison]:
     yield Comparison(f"Forward, {given.num_layers} layers", lengths, turns(found, forward_call), repeat=given.repeat)
 
 
+def costs(given: Arguments) -> Iterator[Comparison]:
+    lengths = given.at(2048, 8192)
+    found = models(given, given.names(*EVERY_COST), 1, lengths)
+    yield Comparison("Forward, one layer, by class of cost", lengths, turns(found, forward_call), repeat=given.repeat)
+    learning = {name: model.train() for name, model in found.items()}
+    yield Comparison("Training step, one layer, by class of cost", lengths[:1], turns(learning, training_call), repeat=given.repeat)
+
+
 def decode(given: Arguments) -> Iterator[Comparison]:
     lengths = given.at(2048, 8192)
     found = models(given, given.names("yarn", "alibi", "t5", "rerope", "self_extend"), given.num_layers, lengths)
@@ -350,7 +362,7 @@ def whole(given: Arguments) -> Iterator[Comparison]:
     yield Comparison(f"Whole model forward, {given.whole_layers} layers", lengths, turns(found, forward_call), repeat=given.repeat)
 
 
-PARTS = {part.__name__: part for part in (attention, forward, decode, train, context, alternatives, flex, whole)}
+PARTS = {part.__name__: part for part in (attention, forward, costs, decode, train, context, alternatives, flex, whole)}
 
 
 @torch.no_grad()
