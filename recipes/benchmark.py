@@ -75,8 +75,8 @@ EVERY_PATH = (
     *("lm_infinite", "streaming_llm", "string_shift", "fire", "shaw", "transformer_xl"),
 )
 EVERY_COST = ("yarn", "fox", "pope", "alibi", "rerope", "fire", "shaw", "cope", "dape", "stick_breaking")
-"""Of each class of cost one or two: a rotation, further columns, a head of twice the width, a table of distances, regions; and by query
-block a bias of the positions, one of the content with moved values, scores that are mixed, of all heads, and something else than softmax."""
+"""One or two of each class of cost: a rotation, further columns, heads of twice the width, a table of distances, regions; and by query
+block a bias of the positions, one of the content with moved values, mixed scores, those of all heads, something else than softmax."""
 SQUARES = 6
 """Arrays of all scores that a dense form may hold at once."""
 
