@@ -20,13 +20,15 @@ class LearnedFrequencies(RoPE):
 
     needs_training = "pretraining or fine-tuning"
     starts_as = "rope"
+    slower: float = 1.0
+    """What the learned number is divided by, so that an optimiser moves the frequency less."""
 
     def __init__(self, geometry: Geometry, *rows: int):
         super().__init__(geometry)
         self.log_scale = nn.Parameter(torch.zeros(*rows, self.dim // 2))
 
     def angles(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = precise(self.inv_freq, like) * precise(self.log_scale, like).exp()
+        scaled = precise(self.inv_freq, like) * (precise(self.log_scale, like) / self.slower).exp()
         return cos_sin(pos, scaled, self.attention_factor, like)
 
     def frequencies(self) -> None:
