@@ -125,6 +125,7 @@ def options_for(name: str) -> dict:
         "floor_scale": 4,
         "digits": list(range(3, 33)),
         "separators": [5, 11, 24, 31],
+        "max_offset": 0,  # chance would make two passes in training differ
     }
     return {k: v for k, v in wanted.items() if k in hf_posenc.describe(name).options}
 
