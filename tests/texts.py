@@ -6,12 +6,12 @@ from torch.nn import functional as F
 from hf_posenc.encodings import Text
 
 
-def text_of(encoding, ids, table=None, first=None, before=None):
+def text_of(encoding, ids, table=None, first=None, before=None, pos=None):
     """The whole text of `ids` [B,K], or what goes on from the notes `before` [B,n]; a first token depends on none of them."""
     ids = torch.as_tensor(ids)
     first = torch.arange(ids.shape[1]).expand_as(ids) == 0 if first is None else first
     before = torch.full((len(ids), encoding.noted), -2) if before is None else before
-    pos = torch.arange(ids.shape[1]).expand_as(ids)
+    pos = torch.arange(ids.shape[1]).expand_as(ids) if pos is None else pos
     return Text(ids, pos, first, before, lambda ids: F.embedding(ids, table))
 
 

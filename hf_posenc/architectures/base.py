@@ -220,6 +220,7 @@ class Architecture:
             "num_kv_heads": getattr(config, "num_key_value_heads", None) or heads,
             "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
             "max_positions": self.max_positions(config),
+            "vocab_size": getattr(config, "vocab_size", 0),
             "num_layers": len(self.layer_types(config)),
             "layer_types": self.layer_types(config),
         }

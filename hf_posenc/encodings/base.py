@@ -46,6 +46,7 @@ class Geometry:
         frequencies: native inverse frequencies in radians per token, float32 values; default theta^(-2k/r).
         attention_factor: native factor on cos and sin.
         slopes: native ALiBi slopes, one a query head; default those of the paper.
+        vocab_size: tokens that the model knows; 0 where that is not said.
     """
 
     hidden_size: int
@@ -67,6 +68,7 @@ class Geometry:
     frequencies: tuple[float, ...] | None = None
     attention_factor: float = 1.0
     slopes: tuple[float, ...] | None = None
+    vocab_size: int = 0
 
     def __post_init__(self):
         fill = {

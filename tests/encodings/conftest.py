@@ -11,7 +11,7 @@ from hf_posenc.encodings import Geometry
 
 @pytest.fixture
 def geometry():
-    return Geometry(hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=16)
+    return Geometry(hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=16, vocab_size=61)
 
 
 @pytest.fixture

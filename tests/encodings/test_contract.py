@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from texts import text_of
 from tiny import options_for, scores_of
 
 from hf_posenc.encodings import ENCODINGS, Geometry, PositionalEncoding, create, options_of, register
@@ -36,6 +37,9 @@ def test_relative_means_that_only_the_distance_counts(geometry, random_qk, name)
     moves = not torch.allclose(scores.tril(), moved.tril(), rtol=0, atol=1e-8)
     x = torch.ones(2, 4, geometry.hidden_size)
     moves |= not torch.equal(encoding.embed(x, pos[:, :4]), encoding.embed(x, pos[:, 4:8]))
+    if encoding.has("embed_text"):
+        texts = (text_of(encoding, pos[:, 5:9], table=torch.ones(9, geometry.hidden_size), pos=p) for p in (pos[:, :4], pos[:, 4:8]))
+        moves |= not torch.equal(*(encoding.eval().embed_text(x, text) for text in texts))
     assert encoding.relative is not moves
 
 
