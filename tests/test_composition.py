@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import hf_posenc
 from hf_posenc.attention.choice import Prospect, choose
 from hf_posenc.encodings import ENCODINGS, Geometry, create, options_of
-from hf_posenc.encodings.base import COMPOSITIONS, OVERRIDABLE
+from hf_posenc.encodings.base import COMPOSITIONS, OVERRIDABLE, products
 from hf_posenc.patching import patch_of
 
 GEOMETRY = Geometry(32, 4, 2, max_positions=12)
@@ -91,14 +91,13 @@ def test_a_temperature_multiplies_the_products_of_any_encoding_and_nothing_else(
     assert torch.equal(*(encoding.cached_key(k, on_axes(encoding, pos)) for encoding in (plain, warm)))
     factor = 1 + 0.1 * torch.log(1 + torch.floor((pos.double() + 1) / 4))[:, None, :, None]
     ours, theirs = (scores_of(encoding, q, k, pos) for encoding in (warm, plain))
-    product = theirs - scores_of(plain, q * 0, k, pos)  # the rest is there without a query too
-    if plain.adds_columns:
-        product = create("nope", GEOMETRY).scores(q, k, pos, pos)
-    elif not plain.has("meet"):
-        product = plain.content_scores(q, plain.cached_key(k, pos), pos, pos)
-    expected = product * factor + (theirs - product)
-    if plain.has("mix") and not plain.has("bias", "context_bias"):  # which see the products alone
-        expected = plain.mix(product * factor, plain.block(q, k, pos, pos, state=state_of(plain, pos)))
+    where = on_axes(plain, pos)
+    block = plain.block(q, k, where, where, state=state_of(plain, pos))
+    content = products(*plain.meet(block)) * block.scaling if plain.has("meet") else plain.content_scores(q, block.k, pos, pos)
+    multiplied = create("nope", GEOMETRY).scores(q, k, pos, pos) if plain.adds_columns else content
+    heated = content + multiplied * (factor - 1)
+    seen_products_alone = plain.has("mix") and not plain.has("bias", "context_bias")
+    expected = plain.mix(heated, block) if seen_products_alone else heated + (theirs - content)
     seen = (pos[:, None, :] <= pos[:, :, None])[:, None] & theirs.isfinite()
     assert_close(*(x.where(seen, 0) for x in (ours, expected)), rtol=1e-6, atol=1e-9)
     assert torch.equal(ours.isfinite(), theirs.isfinite())

@@ -22,6 +22,13 @@ def test_first_and_last_bucket(geometry):
     assert bias.bucket(torch.tensor([-3, 0, 1, 15, 16, 112, 113, 10**6])).tolist() == [0, 0, 1, 15, 16, 30, 31, 31]
 
 
+def test_a_decoder_uses_every_bucket(geometry):
+    """As T5's encoder splits them, half of them would be for keys after the query; and one table serves all layers."""
+    bias = create("t5", geometry)
+    assert bias.bucket(torch.arange(200)).unique().tolist() == list(range(32))
+    assert not bias.per_layer and [p.shape for p in bias.parameters()] == [(32, 4)]
+
+
 def test_scores(geometry, random_qk):
     bias = create("t5", geometry, num_buckets=8, max_distance=20)
     q, k, pos = random_qk(geometry, 30)
