@@ -183,8 +183,12 @@ def test_beside_a_bias_that_is_handed_down_a_temperature_is_refused():
 def test_a_temperature_takes_no_path_away():
     cpu = Prospect("sdpa", "cpu", torch.float32, regional=False)
     for more in ({}, {"temperature": "ssmax"}, {"temperature": "log_n"}):
-        paths = [path_of(name, cpu, more) for name in ("rope", "nope", "alibi", "rerope", "shaw")]
-        assert paths == ["stock", "stock", "table", "blocks" if more == {"temperature": "ssmax"} else "regions", "blocks"]
+        for learning in (False, True):
+            paths = [
+                path_of(name, dataclasses.replace(cpu, learning=learning), more) for name in ("rope", "nope", "alibi", "rerope", "shaw")
+            ]
+            learned = learning and more == {"temperature": "ssmax"}
+            assert paths == ["stock", "stock", "table", "blocks" if learned else "regions", "blocks"]
         gpu = Prospect("sdpa", "cuda", torch.bfloat16, regional=False)
         assert [path_of(name, gpu, more) for name in ("rope", "alibi", "rerope")] == ["stock", "flex", "flex"]
         flash = Prospect("flash_attention_2", "cuda", torch.bfloat16, regional=False)
