@@ -8,6 +8,7 @@ from . import showing as showing
 from . import training as training
 from .catalogue import describe as describe
 from .catalogue import list_encodings as list_encodings
+from .catalogue import list_mixes as list_mixes
 from .catalogue import list_model_types as list_model_types
 from .encodings import Geometry as Geometry
 from .encodings import PositionalEncoding as PositionalEncoding

@@ -54,6 +54,13 @@ def _is(found: Any, wanted: str | bool) -> bool:
     return bool(found) == wanted if isinstance(wanted, bool) else found == wanted
 
 
+def list_mixes() -> list[str]:
+    """Names of the mixes of encodings by layer, sorted."""
+    from .mixes import MIXES
+
+    return list(MIXES)
+
+
 def list_model_types() -> list[str]:
     """Model types of transformers that can be patched, sorted: what `config.model_type` says, or that of the decoder of text within it."""
     from .architectures import ARCHITECTURES
@@ -131,14 +138,17 @@ class Description:
 
 
 def describe(name: str, **options: Any) -> Description:
-    """What the encoding `name` is and takes; with `options`, what it starts as with these.
+    """What the encoding or the mix `name` is and takes; with `options`, what an encoding starts as with these.
 
     Raises:
         ValueError: no such encoding.
     """
     from .encodings import ENCODINGS, options_of
     from .encodings.naming import STAGES
+    from .mixes import MIXES
 
+    if name in MIXES:
+        return describe_mix(name)
     cls = ENCODINGS[name]
     return Description(
         name=name,
@@ -153,6 +163,30 @@ def describe(name: str, **options: Any) -> Description:
         any_length=bool(cls.any_length),
         needs_training=cls.needs_training,
         chosen=options,
+    )
+
+
+def describe_mix(name: str) -> Description:
+    """What a mix is and takes: of what its encodings are, the costliest, and what holds for all."""
+    from .encodings import options_of
+    from .encodings.naming import STAGES
+    from .mixes import MIXES
+
+    cls = MIXES[name]
+    parts = [describe(part["name"]) for part in cls().parts(tuple(range(8)))]
+    return Description(
+        name=name,
+        title=cls.__name__,
+        documentation=python_inspect.getdoc(cls) or "",
+        options=options_of(cls),
+        class_="mix",
+        stages=tuple(stage for stage in STAGES if any(stage in part.stages for part in parts)),
+        cost=max((part.cost for part in parts), key=list(COSTS).index),
+        relative=all(part.relative for part in parts),
+        caches=", ".join(dict.fromkeys(part.caches for part in parts)),
+        any_length=all(part.any_length for part in parts),
+        needs_training=cls.needs_training,
+        starts_as="",
     )
 
 

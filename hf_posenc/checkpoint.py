@@ -77,9 +77,9 @@ def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> 
 
 def _repeat(model: PreTrainedModel, config: PosencConfig) -> None:
     # transformers builds on the meta device; frequencies and slopes are numbers all the same.
-    for entry in config.positional_encoding or []:
-        with torch.device("cpu"):
-            apply(patch_of(model), Request(entry["name"], entry["options"], tuple(entry["layers"])))
+    requests = (Request(entry["name"], entry["options"], tuple(entry["layers"])) for entry in config.positional_encoding or [])
+    with torch.device("cpu"):
+        apply(patch_of(model), *requests)
 
 
 def _finish(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = add("list", "all encodings, or those that are as asked, with what they act on", _list)
     for name, answer, help in filters():
         listing.add_argument(*flags(name.strip("_")), dest=name, help=help, metavar="yes|no" if answer else name.strip("_").upper())
+    add("mixes", "all mixes of encodings by layer", _mixes)
     add("models", "all model types that can be patched", _models)
     describing = add("describe", "formula, source, options, properties and cost of one encoding", _describe)
     describing.add_argument("encoding", help="name, with options as yarn:factor=4 where a model is given")
@@ -76,6 +77,13 @@ def _list(arguments: argparse.Namespace) -> None:
         acts = ", ".join(d.stages) or "nothing"
         rows.append([d.name, d.summary, d.class_, acts, d.cost, "yes" if d.needs_training else "no"])
     print_texts(["encoding", "what it is", "class", "acts on", "cost", "to be trained"], rows)
+
+
+def _mixes(arguments: argparse.Namespace) -> None:
+    from .catalogue import describe, list_mixes
+    from .tables import print_texts
+
+    print_texts(["mix", "what it is"], [[d.name, d.summary] for d in map(describe, list_mixes())])
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ from torch import nn
 from .architectures.slots import RotarySlot, ZeroTable
 from .attention.choice import Choice, Prospect
 from .attention.hooks import ROTARY
-from .encodings.naming import EMBEDDING, STAGES
+from .encodings.composing.tempered import tells_positions
+from .encodings.naming import EMBEDDING
 from .patching import Patch, Placement, patch_of
 
 
@@ -157,9 +158,9 @@ def _layers(layers: tuple[int, ...], num_layers: int) -> str:
 
 def _without(record: Patch) -> tuple[int, ...]:
     """Layers that no encoding reaches: a patched one at work there, or a native one that is still on."""
-    working = [p for p in record.placements if p.encoding.has(*STAGES)]
+    working = [p for p in record.placements if tells_positions(p.encoding)]
     everywhere = any(p.encoding.has(*EMBEDDING) for p in working)
-    patched = {i for p in record.placements for i in p.layers}
+    patched = {i for p in record.placements if not p.beside for i in p.layers}
     reached = {i for p in working for i in p.layers}
     table_off = isinstance(record.slot, ZeroTable)
     return tuple(

@@ -13,6 +13,8 @@ from .command import parse_option
 from .encodings.options import positive
 from .encodings.rotary.scaling import LARGEST_FACTOR
 from .flags import Check, at_least
+from .mixes import MIXES
+from .mixes.by_layer import ByLayer
 
 STOCK = "stock"
 """The model as it was loaded."""
@@ -27,7 +29,10 @@ class EncodingArguments:
 
     encoding: list[str] = field(
         default_factory=lambda: [STOCK],
-        metadata={"help": "names from `hf-posenc list`, with options as yarn:factor=4,layers=3::4; 'stock' is the model as loaded"},
+        metadata={
+            "help": "names from `hf-posenc list` or `hf-posenc mixes`, with options as yarn:factor=4,layers=3::4; rope+nope:layers=3::4 "
+            "is a mix by layer; 'stock' is the model as loaded"
+        },
     )
     layers: str | None = field(default=None, metadata={"help": "which layers: all, a slice as 3::4, or indices as 0,3,7"})
     factor: Annotated[float | None, FACTOR] = field(
@@ -54,14 +59,26 @@ SAID_BY_THE_PLAN = tuple(each.name for each in fields(EncodingArguments))
 
 
 def name_of(label: str) -> str:
-    """The registered name in `yarn:factor=4`."""
-    return label.partition(":")[0]
+    """The registered name in `yarn:factor=4`; that of a mix in `rope+nope:layers=3::4`."""
+    return label.partition(":")[0] if len(parts_of(label)) == 1 else ByLayer.name
 
 
 def own_options(label: str) -> dict[str, Any]:
     """The options in `yarn:factor=4,beta_fast=16`."""
+    if len(parts := parts_of(label)) > 1:
+        return {"parts": [labelled(part) for part in parts]}
     _, _, own = label.partition(":")
     return dict(parse_option(option) for option in re.split(r",(?=\w+=)", own) if own)
+
+
+def parts_of(label: str) -> list[str]:
+    """The labels in `rope+nope:layers=3::4`."""
+    return re.split(r"\+(?=[a-z]\w*(?:[:+]|$))", label)
+
+
+def labelled(label: str) -> dict[str, Any]:
+    """`yarn:factor=4` as {"name": "yarn", "factor": 4}."""
+    return {"name": name_of(label), **own_options(label)}
 
 
 def file_name(label: str) -> str:
@@ -126,7 +143,7 @@ def taken(name: str) -> tuple[str, ...]:
     from .catalogue import describe
     from .encodings.base import COMPOSITIONS
 
-    return () if name == STOCK else (*describe(name).options, *COMPOSITIONS, "layers")
+    return () if name == STOCK else (*describe(name).options, *([] if name in MIXES else COMPOSITIONS), "layers")
 
 
 def told(options: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ BAD = [
     ("alibi", {"layers": True}, "layer True does not exist"),
     ("alibi", {"layers": 0.5}, "layer 0.5 does not exist"),
     ("alibi", {"layers": ["0"]}, "layer '0' does not exist"),
-    ("alibi", {"layers": "odd"}, "'all', an index, a slice or a list"),
+    ("alibi", {"layers": "odd"}, "nor indices such as 0,3,7"),
     ("learned", {"layers": [0]}, "reaches every layer"),
     ("sinusoidal", {"layers": slice(1)}, "reaches every layer"),
 ]

@@ -431,8 +431,8 @@ def by_group(x: Tensor, shared: Tensor) -> Tensor:
     return (x.reshape(batch, shared.shape[1], -1, width) @ shared).reshape(batch, heads, rows, shared.shape[-1])
 
 
-def options_of(cls: type[PositionalEncoding]) -> dict[str, Any]:
-    """Keyword options of an encoding with their defaults."""
+def options_of(cls: Any) -> dict[str, Any]:
+    """Keyword options of an encoding, or a mix of several, with their defaults."""
     parameters = inspect.signature(cls.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 

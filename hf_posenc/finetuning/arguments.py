@@ -20,7 +20,7 @@ from ..evaluation.models import DTYPES
 from ..flags import Foreign, at_least
 from ..flags import parse as parse_flags
 from ..training import PositionScheme, create_scheme, describe_scheme, list_schemes
-from ..variants import FACTOR, STOCK, parse_layers
+from ..variants import FACTOR, STOCK, name_of, own_options, parse_layers
 
 
 def number_of_steps(flag: str, value: int) -> None:
@@ -73,7 +73,13 @@ class ModelArguments:
 class EncodingArguments:
     """The positional encoding."""
 
-    encoding: str = field(default=STOCK, metadata={"help": "a name from `hf-posenc list`; 'stock' leaves the model as loaded"})
+    encoding: str = field(
+        default=STOCK,
+        metadata={
+            "help": "a name from `hf-posenc list` or `hf-posenc mixes`, with options as yarn:factor=4; rope+nope:layers=3::4 "
+            "is a mix by layer; 'stock' leaves the model as loaded"
+        },
+    )
     factor: Annotated[float | None, FACTOR] = field(
         default=None, metadata={"help": "context extension factor, for the encodings that take one"}
     )
@@ -254,12 +260,12 @@ def encoding_options(asked: EncodingArguments) -> dict[str, Any]:
     Raises:
         ValueError: an unknown encoding, or options for the stock one.
     """
-    options = dict(parse_option(option) for option in asked.option)
+    options = own_options(asked.encoding) | dict(parse_option(option) for option in asked.option)
     options |= {name: value for name in ("factor", "target_length") if (value := getattr(asked, name)) is not None}
     if asked.layers is not None:
         options["layers"] = parse_layers(asked.layers)
     if asked.encoding != STOCK:
-        hf_posenc.describe(asked.encoding)
+        hf_posenc.describe(name_of(asked.encoding))
     elif options:
         raise ValueError(f"encoding {STOCK!r} takes no options, got {', '.join(options)}")
     return options

@@ -13,6 +13,7 @@ from ..evaluation.models import read_model
 from ..evaluation.reach import check_position_table
 from ..patching import patch_of
 from ..training import chunk_loss, separate_documents
+from ..variants import name_of
 from .arguments import STOCK, CourseArguments, Settings, encoding_options, read_anneal
 from .checks import check_finite
 
@@ -46,7 +47,7 @@ def apply_encoding(model: Any, settings: Settings) -> None:
     if moving:
         options[moving[0]] = moving[2]  # where the schedule ends: it may begin with what the model has
     before = hf_posenc.inspect(model).fingerprint
-    hf_posenc.patch(model, asked.encoding, **options)
+    hf_posenc.patch(model, name_of(asked.encoding), **options)
     if hf_posenc.inspect(model).fingerprint == before:
         raise ValueError(
             f"{asked.encoding!r} is live in the model already (fingerprint {before}): leave --encoding out to train it as it is"

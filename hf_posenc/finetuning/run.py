@@ -17,6 +17,7 @@ from ..evaluation.processes import Processes
 from ..evaluation.report import own_bar_only
 from ..files import check_writable, write_atomically
 from ..training import Anneal, LengthEvaluation, ProgressiveLengths, check_isolation, perplexities, unpack
+from ..variants import name_of
 from .arguments import Settings, encoding_options, parse, read_anneal, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
 from .checks import check_settings
@@ -119,7 +120,7 @@ def schedules(settings: Settings) -> list[Any]:
     if moving := read_anneal(course.anneal):
         steps, geometric = course.anneal_steps or training.max_steps, course.anneal_shape == "geometric"
         options = encoding_options(settings.encoding)
-        found.append(Anneal(settings.encoding.encoding, *moving, steps, course.anneal_every, geometric, **options))
+        found.append(Anneal(name_of(settings.encoding.encoding), *moving, steps, course.anneal_every, geometric, **options))
     return found
 
 

@@ -1,8 +1,8 @@
 """Putting encodings into one model, and taking them out again.
 
-`record` holds what was changed, `placing` builds encodings for a model, `configuration` says it in the configuration, `saving` in a
-checkpoint, `installing` does and undoes it in the modules, `twin` and `proof` show that it works, `recognising` tells what a model
-is, `verbs` is what a user calls. Each knows those before it.
+`record` holds what was changed, `asking` makes requests of what is asked for, `placing` builds encodings for a model, `configuration`
+says it in the configuration, `saving` in a checkpoint, `installing` does and undoes it in the modules, `twin` and `proof` show that it
+works, `recognising` tells what a model is, `verbs` is what a user calls. Each knows those before it.
 """
 
 from .installing import apply

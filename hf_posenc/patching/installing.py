@@ -24,13 +24,13 @@ from .record import RECORD, Patch, Placement, Request
 from .saving import save_as_patched
 
 
-def apply(record: Patch, request: Request, native_slot: bool = True) -> None:
-    """Carry out one request, beside those on other layers and in place of those on the same.
+def apply(record: Patch, *requests: Request, native_slot: bool = True) -> None:
+    """Carry out requests, beside those on other layers and in place of those on the same.
 
     Args:
         native_slot: use the native slot of the model where it can hold the encoding.
     """
-    replace(record, planned(record, request, native_slot))
+    replace(record, planned(record, requests, native_slot))
 
 
 def replace(record: Patch, after: list[Placement]) -> None:

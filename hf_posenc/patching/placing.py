@@ -17,14 +17,16 @@ from ..encodings.temperature.base import Temperature
 from .record import Patch, Placement, Request, attribute_name
 
 
-def planned(record: Patch, request: Request, native_slot: bool = True) -> list[Placement]:
-    """What the model will have once `request` is carried out: those that stay on other layers, and its own.
+def planned(record: Patch, requests: Sequence[Request], native_slot: bool = True) -> list[Placement]:
+    """What the model will have once `requests` are carried out: those that stay on other layers, and their own.
 
     Args:
         native_slot: use the native slot of the model where it can hold the encoding.
     """
-    kept = [p for p in record.placements if not set(p.request.layers) & set(request.layers)]
-    after = [*kept, *placed(record, request, len(kept), native_slot)]
+    layers = {i for request in requests for i in request.layers}
+    after = [p for p in record.placements if not set(p.request.layers) & layers]
+    for request in requests:
+        after += placed(record, request, len(after), native_slot)
     after = [dataclasses.replace(p, attribute=attribute_name(i)) for i, p in enumerate(after)]
     check_backend(record, record.live_backend, after)
     return after

@@ -257,8 +257,7 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
     """That the encodings of `requests` arrive in their layers, and that the model runs with them."""
     native = {i: subject.architecture.native_encoding(subject.backbone, subject.native, i) for i in subject.attentions}
     try:
-        for request in requests:
-            apply(subject, request)
+        apply(subject, *requests)
         placements = list(subject.placements)
         seen = _look(subject)
         finite = bool(_run(subject).isfinite().all())

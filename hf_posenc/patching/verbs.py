@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -17,6 +16,7 @@ from ..encodings.base import COMPOSITIONS
 from ..encodings.naming import EMBEDDING, STAGES
 from ..encodings.rotary.scaling import ScaledRoPE
 from ..verdict import warn
+from .asking import Asked, Layers, asked_for
 from .installing import extend_to, replace, uninstall
 from .placing import planned
 from .proof import prove
@@ -24,12 +24,9 @@ from .recognising import architecture_of
 from .record import RECORD, Patch, Request, requests_of
 
 Model = TypeVar("Model", bound=nn.Module)
-LOCAL = ("sliding_attention", "chunked_attention")
-"""Layer types that see a stretch of the text alone."""
-Layers = None | str | int | slice | Sequence[int]
 
 
-def patch(model: Model, name: str, *, layers: Layers = None, verify: bool = True, **options: Any) -> Model:
+def patch(model: Model, name: Asked, *, layers: Layers = None, verify: bool = True, **options: Any) -> Model:
     """Replace the positional encoding of `model`, in place.
 
     A second patch replaces the first, except on disjoint `layers`, where both stay. Nothing but this instance changes, and an
@@ -37,9 +34,11 @@ def patch(model: Model, name: str, *, layers: Layers = None, verify: bool = True
 
     Args:
         model: a transformers decoder, or a PEFT model around one.
-        name: one of `list_encodings()`.
-        layers: which layers: indices, a slice, or "all". By default every layer that has a positional encoding, except the
-            sliding-window layers of a model that has both kinds, if they have an encoding of their own.
+        name: one of `list_encodings()` or `list_mixes()`; or several encodings with the options of each, `layers` and `heads` among
+            them: {"rope": {}, "nope": {"layers": "3::4"}}. One that leaves out its layers has the rest.
+        layers: which layers: indices, a slice, also in words as "3::4", or "all". By default every layer that has a positional
+            encoding, except the sliding-window layers of a model that has both kinds, if they have an encoding of their own; for a mix
+            all layers.
         verify: first show, on a handful of tokens, that this model does what the patch takes for granted (`proof`); done once for
             each class, configuration and request.
         options: of the encoding; see `describe(name)`.
@@ -58,14 +57,16 @@ def patch(model: Model, name: str, *, layers: Layers = None, verify: bool = True
     record = patch_of(model)
     if record.placements:
         _check_model(record)
-    request = Request(name, dict(options), _select(layers, record))
-    _check_reach(request, layers, record)
-    after = planned(record, request)
+    requests = asked_for(record, name, layers, options)
+    for request in requests:
+        _check_reach(request, requests, layers not in (None, "all"), record)
+    after = planned(record, requests)
     if verify:
         prove(record, requests_of(after))
     replace(record, after)
-    if any(p.in_attention and p.request is request for p in record.placements):
-        warn(name, record.device)
+    for request in requests:
+        if any(p.in_attention and p.request is request for p in record.placements):
+            warn(request.name, record.device)
     return model
 
 
@@ -84,7 +85,7 @@ def unpatch(model: Model) -> Model:
 
 
 @contextmanager
-def patched(model: Model, name: str, *, layers: Layers = None, verify: bool = True, **options: Any) -> Iterator[Model]:
+def patched(model: Model, name: Asked, *, layers: Layers = None, verify: bool = True, **options: Any) -> Iterator[Model]:
     """`patch` for the length of a block; afterwards the model has the encodings it had before."""
     record = patch_of(model)
     before = list(record.placements)
@@ -129,50 +130,17 @@ def _check_model(record: Patch) -> None:
             )
 
 
-def _select(layers: Layers, record: Patch) -> tuple[int, ...]:
-    """The layer indices meant by `layers`."""
-    everything = range(record.num_layers)
-    if layers is None:
-        return _default_layers(record)
-    if isinstance(layers, str):
-        if layers != "all":
-            raise ValueError(f"layers is None, 'all', an index, a slice or a list of indices, got {layers!r}")
-        return tuple(record.attentions)
-    if isinstance(layers, slice):
-        layers = everything[layers]
-    chosen = list(layers) if isinstance(layers, Iterable) else [layers]
-    if not chosen:
-        raise ValueError(f"layers= selects none of the {len(everything)} layers: the patch would have no effect")
-    found = sorted({_layer_index(i, len(everything)) for i in chosen})
-    if without := [i for i in found if i not in record.attentions]:
-        raise ValueError(
-            f"layers {', '.join(map(str, without))} have no attention; those with are {', '.join(map(str, record.attentions))}"
-        )
-    return tuple(found)
+def _check_reach(request: Request, requests: Sequence[Request], limited: bool, record: Patch) -> None:
+    """Refuse to limit to some layers what reaches all of them, and to take positions from layers that have none.
 
-
-def _layer_index(i: Any, num_layers: int) -> int:
-    """`i`, an integer of any library, counted from the first layer."""
-    if isinstance(i, bool) or not hasattr(i, "__index__") or not -num_layers <= operator.index(i) < num_layers:
-        raise ValueError(f"layer {i!r} does not exist; the model has layers 0 to {num_layers - 1}")
-    return operator.index(i) % num_layers
-
-
-def _default_layers(record: Patch) -> tuple[int, ...]:
-    positional = [i for i, attention in record.attentions.items() if record.architecture.uses_slot(attention)] or list(record.attentions)
-    types = record.architecture.layer_types(record.backbone.config)
-    added = not record.architecture.rotates  # and feeds the local layers too
-    full = [i for i in positional if added or types[i] not in LOCAL]
-    return tuple(full or positional)
-
-
-def _check_reach(request: Request, layers: Layers, record: Patch) -> None:
-    """Refuse to limit to some layers what reaches all of them, and to take positions from layers that have none."""
+    Args:
+        requests: all that are made at once. limited: the layers were named.
+    """
     cls = ENCODINGS[request.name]
     does_nothing = not cls.has(*STAGES) and not any(option in request.options for option in COMPOSITIONS)
-    if cls.has(*EMBEDDING) and layers not in (None, "all"):
+    if cls.has(*EMBEDDING) and (limited or len(requests) > 1):
         raise ValueError(f"{request.name!r} is added to the embeddings and reaches every layer; layers= cannot restrict it")
-    complete = len(request.layers) == len(record.attentions)
+    complete = {i for each in requests for i in each.layers} == set(record.attentions)
     if not complete and not record.architecture.rotates and does_nothing:
         raise ValueError(f"the position table of this model feeds every layer, so {request.name!r} cannot be limited to some of them")
     uses = {i: record.architecture.uses_slot(attention) for i, attention in record.attentions.items()}

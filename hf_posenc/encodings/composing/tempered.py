@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...registry import suggestion
 from ..base import ENCODINGS, Block, Geometry, PositionalEncoding, Region, create
-from ..naming import EMBEDDING
+from ..naming import EMBEDDING, STAGES
 from ..temperature.base import Temperature
 from .made import ByParts, Composed, within
 
@@ -103,3 +103,11 @@ def turns(encoding: PositionalEncoding) -> bool:
         return any(turns(part) for part in encoding.encodings())
     cls = encoding.bases[-1] if isinstance(encoding, Composed) else type(encoding)
     return not issubclass(cls, Temperature) and (cls.has("rotate", "regions", "meet"))
+
+
+def tells_positions(encoding: PositionalEncoding) -> bool:
+    """Whether the scores of a query's keys depend on where they are: a temperature alone multiplies them all."""
+    if isinstance(encoding, ByParts):
+        return any(tells_positions(part) for part in encoding.encodings())
+    classes = encoding.bases if isinstance(encoding, Composed) else (type(encoding),)
+    return any(cls.has(*STAGES) for cls in classes if not issubclass(cls, Tempered | Temperature))
