@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..base import Block, Geometry, PositionalEncoding, by_group, precise, products, register, widest
+from ..options import count, flag, number
+
+INIT_STD = 0.02
+OPEN = 6.0
+CHUNK = 64
+"""Keys whose reflections are multiplied out at once."""
+
+
+@register("path")
+class PaTH(PositionalEncoding):
+    """Position encoding by accumulated Householder transformations (Yang et al., 2025, arXiv:2505.16381, section 3; fla's `path_attn`).
+
+    score(i, j) = q_i H_i H_(i-1) ... H_(j+1) k_j / sqrt(D) with H_t = I - b_t w_t w_t^T, b_t = 2 sigmoid(u x_t + c) in (0, 2) and vectors
+    w_t = U V x_t scaled to length 1, for each key-value head of each layer, from what the layer's attention is given. On the way from a key
+    to the query each token reflects or erases one direction.
+
+    Args:
+        rank: rows of V. What is cached of a token is its V x and b.
+        bias: c at first. The less, the less the tokens do.
+        forget: PaTH-FoX: the sum of log sigmoid(w x_t + 6) over j < t <= i is added, for each query head.
+
+    Needs training. Costs about three times the products of attention, by query block, and no kernel has it. Differs from the authors' code:
+    no convolution of w over three tokens, since the KV cache holds what is known of a token by itself; the gate is not divided by sqrt(D)
+    and starts open; where a model caps its scores, what the reflections change is added to the capped ones.
+    """
+
+    relative = True
+    per_layer = True
+    caches = "raw"
+    needs_training = "pretraining or fine-tuning"
+
+    def __init__(self, geometry: Geometry, *, rank: int = 32, bias: float = 0.0, forget: bool = False):
+        super().__init__(geometry)
+        self.rank, groups, width = count("rank", rank), geometry.num_kv_heads, geometry.hidden_size
+        self.down, self.up = (nn.Parameter(torch.randn(*s) * INIT_STD) for s in ((rank, width), (groups, geometry.head_dim, rank)))
+        self.u = nn.Parameter(torch.zeros(groups, width))
+        self.c = nn.Parameter(torch.full((groups,), number("bias", bias, -100.0, 100.0)))
+        self.gate = nn.Parameter(torch.zeros(geometry.num_heads, width)) if flag("forget", forget) else None
+        self.gate_bias = nn.Parameter(torch.full((geometry.num_heads,), OPEN)) if forget else None
+
+    def state(self, x: Tensor, pos: Tensor) -> Tensor:
+        """V x of all heads, b of each, and log f of each query head."""
+        x = precise(x, x)
+        parts = [F.linear(x, precise(self.down, x)), 2 * F.linear(x, precise(self.u, x), precise(self.c, x)).sigmoid()]
+        if self.gate is not None and self.gate_bias is not None:
+            parts.append(F.logsigmoid(F.linear(x, precise(self.gate, x), precise(self.gate_bias, x))))
+        return torch.cat(parts, -1)[:, None]
+
+    def mix(self, scores: Tensor, block: Block) -> Tensor:
+        state, seen = cast(Tensor, block.k_state)[:, 0].to(scores), cast(Tensor, block.seen)
+        index = torch.arange(scores.shape[-1], device=scores.device)
+        last = torch.where(seen, index, -1).amax(-1, keepdim=True)  # the query's own key
+        low, strength, gates = state.split([self.rank, self.geometry.num_kv_heads, state.shape[2] - self.rank - len(self.c)], -1)
+        w = F.normalize(low[:, None] @ self.up.to(scores).mT, dim=-1)  # [B,G,K,D]
+        scores = scores + block.scaling * _reflected(block.q.to(scores), block.k.to(scores), w, strength.mT[..., None], index <= last)
+        if self.gate is None:
+            return scores
+        summed = gates.mT.cumsum(-1, dtype=widest(scores.device))[:, :, None]  # [B,H,1,K]
+        own = summed.expand(-1, -1, scores.shape[2], -1).gather(-1, last.clamp(min=0).expand(len(scores), scores.shape[1], -1, 1))
+        return scores + (own - summed).to(scores)
+
+
+def _reflected(q: Tensor, k: Tensor, w: Tensor, strength: Tensor, until: Tensor) -> Tensor:
+    """What reflections change of the products [B,H,Q,K] of queries [B,H,Q,D] and keys [B,G,K,D].
+
+    Queries are carried back over the keys, a chunk at a time; within one, a triangular system multiplies the reflections out.
+
+    Args:
+        w: [B,G,K,D] of length 1. strength: [B,G,K,1]. until: [B or 1,H or 1,Q,K] bool, the keys up to the query's own.
+    """
+    carried, changes = q, []
+    for end in range(k.shape[2], 0, -CHUNK):
+        part = slice(max(0, end - CHUNK), end)
+        keys, vectors = k[:, :, part], w[:, :, part]
+        scaled = vectors * strength[:, :, part]
+        before = (scaled @ vectors.mT).tril(-1)
+        inner = torch.cat((scaled, (scaled @ keys.mT).tril(-1)), -1)
+        inner = torch.linalg.solve_triangular(before, inner, upper=False, unitriangular=True)
+        met = products(carried, vectors).masked_fill(~until[..., part], 0)
+        changes.append(products(carried - q, keys) - by_group(met, inner[..., k.shape[3] :]))
+        carried = carried - by_group(met, inner[..., : k.shape[3]])
+    return torch.cat(changes[::-1], -1)
