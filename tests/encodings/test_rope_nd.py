@@ -76,6 +76,33 @@ def test_positions_on_axes_reach_the_attention_and_the_cache():
     torch.testing.assert_close(torch.cat((first.logits, rest.logits), 1), whole, atol=1e-5, rtol=1e-4)
 
 
+def test_mixed_pairs_turn_with_all_axes(geometry, random_qk, rotary_scores):
+    """By f_k (s_x dx + s_y dy), with the s of each key-value head, in float64."""
+    encoding, (q, k, _) = create("rope_2d", geometry, layout="mixed").double(), random_qk(geometry, 9)
+    torch.manual_seed(0)
+    encoding.share.data.normal_()
+    pos = torch.randint(0, 40, (2, 1, 9), generator=torch.Generator().manual_seed(0))
+    scores = encoding.scores(q, k, pos.expand(-1, 2, -1), pos.expand(-1, 2, -1)).detach()
+    for group in range(2):
+        s = encoding.share[group].detach().numpy() + np.array([[1, 0, 1, 0], [0, 1, 0, 1]])
+
+        def angle(i, j, s=s):
+            return [float((pos[:, 0, i] - pos[:, 0, j]).numpy() @ s[:, n]) * 10_000 ** (-n / 4) for n in range(4)]
+
+        expected = rotary_scores(q[:, 2 * group : 2 * group + 2], k[:, group : group + 1], angle)
+        torch.testing.assert_close(scores[:, 2 * group : 2 * group + 2], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_mixed_starts_as_rope_and_learns():
+    stock, model, ids = tiny_model("llama"), hf_posenc.patch(tiny_model("llama"), "rope_2d", layout="mixed"), torch.arange(3, 20)[None]
+    torch.testing.assert_close(model(ids).logits, stock(ids).logits, atol=1e-5, rtol=1e-4)
+    with torch.enable_grad():
+        model(ids).logits.square().sum().backward()
+    grads = [parameter.grad for name, parameter in model.named_parameters() if name.endswith("share")]
+    assert len(grads) == 2 and all((grad != 0).all() for grad in grads)
+
+
 def test_too_few_axes():
     model = hf_posenc.patch(tiny_model("llama"), "mrope")
     with pytest.raises(ValueError, match="'mrope' has 3 axes, but position_ids have 2"):

@@ -3,13 +3,14 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..base import Block, Geometry, PositionalEncoding, register
+from ..base import Block, Geometry, PositionalEncoding, precise, register, widest
 from ..options import count, one_of
 from .rope import RoPE, cos_sin, power_frequencies, turn_pairs
 
-LAYOUTS = ("interleaved", "axial")
+LAYOUTS = ("interleaved", "axial", "mixed")
 
 
 class Axial(RoPE):
@@ -69,10 +70,12 @@ class RoPEND(OnAxes):
     Args:
         axes: their number n.
         layout: "interleaved": pair k has axis k mod n and keeps the frequency that it has in the model, so that text alone gives the
-            numbers of `rope`, bit for bit; or "axial": the pairs fall into n equal parts, each with the frequencies theta^(-2kn/r) of a
-            RoPE that is as narrow, as in image models.
+            numbers of `rope`, bit for bit; "axial": the pairs fall into n equal parts, each with the frequencies theta^(-2kn/r) of a
+            RoPE that is as narrow, as in image models; or "mixed": each pair turns with all axes, by f_k times the sum over the axes of
+            s_a p_a, with learned s for each layer and key-value head, that start as those of "interleaved".
 
-    Works at once on text where it is interleaved; needs fine-tuning otherwise.
+    Works at once on text, but for "axial"; needs fine-tuning otherwise. Differs from the authors' code: what is learned starts as the
+    model's own RoPE, where theirs has random directions in the plane, theta = 10, and one set a query head.
     """
 
     def __init__(self, geometry: Geometry, *, axes: int = 2, layout: str = "interleaved"):
@@ -85,8 +88,20 @@ class RoPEND(OnAxes):
             raise ValueError("layout = 'axial' has frequencies of its own, and this model has scaled ones: use layout = 'interleaved'")
         if self.layout == "axial":
             self.base = Axial(geometry, self.axes)
-        self.starts_as = "rope" if self.layout == "interleaved" else ""
+        self.starts_as = "" if self.layout == "axial" else "rope"
+        self.per_layer = self.layout == "mixed"
+        if self.per_layer:
+            self.share = nn.Parameter(torch.zeros(geometry.num_kv_heads, self.axes, self.num_pairs))
 
     def axis_of_pairs(self) -> Tensor:
         pairs = torch.arange(self.num_pairs)
-        return pairs % self.axes if self.layout == "interleaved" else pairs * self.axes // self.num_pairs
+        return pairs * self.axes // self.num_pairs if self.layout == "axial" else pairs % self.axes
+
+    def turn(self, x: Tensor, pos: Tensor) -> Tensor:
+        if self.layout != "mixed":
+            return super().turn(x, pos)
+        shares = precise(self.share, x) + F.one_hot(self.pairs, self.axes).mT
+        wide = widest(x.device)
+        angle = torch.einsum("nbt,gnk->bgtk", pos.to(wide), (shares * self.base.inv_freq).to(wide))
+        cos, sin = (precise(part, x) * self.base.attention_factor for part in (angle.cos(), angle.sin()))
+        return turn_pairs(x, cos, sin, self.geometry)
