@@ -109,6 +109,8 @@ class Description:
 
         from .encodings import ENCODINGS, Geometry, create
 
+        if self.name not in ENCODINGS:
+            return ""
         with torch.random.fork_rng(devices=[]):
             try:
                 return create(self.name, Geometry(64, 4, max_positions=64), **self.chosen).starts_as
@@ -186,7 +188,7 @@ def describe_mix(name: str) -> Description:
         caches=", ".join(dict.fromkeys(part.caches for part in parts)),
         any_length=all(part.any_length for part in parts),
         needs_training=cls.needs_training,
-        starts_as="",
+        chosen={},
     )
 
 
