@@ -53,7 +53,7 @@ class BiPE(PositionalEncoding):
         if not self.separators:
             raise ValueError("bipe has to know what ends a segment: give it separators=, a list of ids of tokens")
         index, segment = text.before.unbind(1)
-        ends = torch.cat((index[:, None] == END, self._ends(text)[:, :-1]), 1) & ~text.first
+        ends = torch.cat((index[:, None] == END, self._ends(text)[:, :-1]), 1)
         ended = ends.cumsum(1)
         begun = torch.where(text.first, ended, -segment[:, None].clamp(min=0)).cummax(1).values
         return since(text.first | ends, index), ended - begun
