@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,16 +51,16 @@ def left_alone(theta: float, dim: int, native: int, factor: float, target: int, 
         trained, longer, interpolated = (
             distribution(tokens, f, intervals) for tokens, f in ((native, frequency), (target, frequency), (target, frequency / factor))
         )
-        beyond, between = ((trained * (trained.log() - other.log())).sum() for other in (longer, interpolated))
+        beyond, between = ((trained * np.log(trained / other)).sum() for other in (longer, interpolated))
         found.append(bool(beyond <= between))
     return tuple(found)
 
 
-def distribution(tokens: int, frequency: float, intervals: int) -> Tensor:
+def distribution(tokens: int, frequency: float, intervals: int) -> np.ndarray:
     """Of the angles of `tokens` positions over equal intervals of the circle: [intervals] float64."""
-    counts = torch.full((intervals,), TINY, dtype=torch.float64)
+    counts = np.full(intervals, TINY)
     for start in range(0, tokens, AT_ONCE):
-        turns = torch.arange(start, min(start + AT_ONCE, tokens), dtype=torch.float64) * (frequency / (2 * torch.pi))
-        index = ((turns - turns.floor()) * intervals).long().clamp(max=intervals - 1)
-        counts += torch.bincount(index, minlength=intervals)
+        turns = np.arange(start, min(start + AT_ONCE, tokens)) * (frequency / (2 * np.pi))
+        index = ((turns - np.floor(turns)) * intervals).astype(np.int64)
+        counts += np.bincount(index.clip(max=intervals - 1), minlength=intervals)
     return counts / tokens
