@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import BaseQuantizedLayer
 
 from ..encodings import PositionalEncoding
-from ..encodings.widths import packed
+from ..encodings.base import trailing
+from ..encodings.widths import packed, unpacked, width_of
 from .places import here, placed
 
 ENCODED = "posenc_keys_are_encoded"
@@ -84,11 +86,31 @@ class EncodedKeys(SeenCache):
         encoding = here(self._encoding, pos)
         places = placed(encoding, self._pos).to(key_states.device)  # a graph does not see what a moved tensor has beside its numbers
         key = encoding.cached_key(key_states, places).to(key_states.dtype)
+        if state is not None and encoding.lookback:
+            own = state[..., : state.shape[-1] // (1 + encoding.lookback)]
+            state = trailing(own, pos.expand(len(own), -1), encoding.lookback, self._earlier(state, layer_idx, encoding.lookback))
         if state is not None:
             key = torch.cat((key, packed(state.to(key.device), key.shape[1], key.dtype)), -1)
         if key.shape[-1] != key_states.shape[-1]:
             self._make_room(layer_idx, key.shape[-1])
         return self._cache.update(key, value_states, layer_idx, *args, **kwargs)
+
+    def _earlier(self, state: Tensor, layer_idx: int, count: int) -> Tensor | None:
+        """States [B,A,count,n] of the last tokens that are cached, by themselves; zero where there are fewer."""
+        held: Any = self._cache.layers[layer_idx] if layer_idx < len(self._cache.layers) else None
+        if held is None or not held.is_initialized:
+            return None
+        if isinstance(held, BaseQuantizedLayer):
+            raise ValueError(
+                f"{self._encoding.name!r} goes on from what is known of the last tokens, which a quantized KV cache rounds: use another"
+            )
+        keys, columns = held.keys, width_of(state, held.keys.shape[1], held.keys.dtype)
+        if keys.shape[-1] <= columns:  # sized in advance, for keys alone
+            return None
+        end = torch.as_tensor(held.get_seq_length(), device=keys.device).clamp(max=keys.shape[2])
+        index = end - count + torch.arange(count, device=keys.device)
+        found = unpacked(keys[..., -columns:].index_select(2, index.clamp(min=0)), state.shape[1], state.dtype)
+        return torch.where((index >= 0)[:, None], found[..., : state.shape[-1] // (1 + count)], 0).to(state.device)
 
 
 def no_continuous_batching(*args, **kwargs):

@@ -143,6 +143,8 @@ class PositionalEncoding(nn.Module):
     """Axes of the positions that `cached_key` is given, and `Block.axes` has: [n,B,Q] where there are more than one."""
     caches_state: ClassVar[bool] = True
     """The state of a token lies beside its key in the KV cache; otherwise queries alone have one, and it is forgotten."""
+    lookback: int = 0
+    """Tokens before each whose states its `state` has too, made by `trailing`: those that lie in the KV cache are filled in."""
     noted: int = 0
     """Numbers that `notes` says of each token."""
     adds_columns: ClassVar[bool] = False
@@ -418,6 +420,20 @@ class PositionalEncoding(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in getattr(self, "options", {}).items())
+
+
+def trailing(own: Tensor, pos: Tensor, lookback: int, earlier: Tensor | None = None) -> Tensor:
+    """States [B,A,Q,n] of tokens at `pos` [B,Q] beside those of the tokens before each, the nearest first: [B,A,Q,(1+lookback)*n].
+
+    Args:
+        earlier: those of the tokens before the first, [B,A,lookback,n]; by default there are none. Where there is none it is zero.
+    """
+    if earlier is None:
+        earlier = own.new_zeros(*own.shape[:2], lookback, own.shape[3])
+    every, parts = torch.cat((earlier, own), 2), [own]
+    for back in range(1, lookback + 1):
+        parts.append(torch.where((pos >= back)[:, None, :, None], every[:, :, lookback - back : every.shape[2] - back], 0))
+    return torch.cat(parts, -1)
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
