@@ -220,6 +220,32 @@ def test_the_cache_keeps_the_dtype():
     assert cache.layers[0].keys.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["fox", "bipe"])
+@torch.no_grad()
+def test_autocast_decodes_what_lies_beside_the_keys(name, family):
+    """A family that rotates, if by nothing, hands over keys in float32 and values in bfloat16."""
+    model = patched_model(family, name)
+    full = model(IDS, use_cache=False).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        for cache in caches(model):
+            found = torch.cat([step(model, cache, IDS, start, end) for start, end in ((0, 12), (12, 13), (13, 17))], 1)
+            assert cache.layers[0].keys.dtype == torch.bfloat16
+            assert (found - full).abs().mean() < 0.05 * full.abs().mean()
+
+
+@torch.no_grad()
+def test_autocast_rounds_no_state():
+    model, said = patched_model("llama", "cable"), []
+    encoding = layers_of(model)[0].posenc_site.encoding
+    state = encoding.state
+    encoding.state = lambda x, pos: said.append((x, pos, state(x, pos))) or said[-1][-1]
+    with torch.autocast("cpu", torch.bfloat16):
+        model(IDS)
+    ((x, pos, found),) = said
+    assert torch.equal(found, state(x, pos))
+
+
 @torch.no_grad()
 def test_a_cache_in_two_parts():
     model = patched_model("gpt2", "rope")

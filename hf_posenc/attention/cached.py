@@ -16,6 +16,7 @@ from ..encodings import PositionalEncoding
 from ..encodings.base import trailing
 from ..encodings.widths import packed, unpacked, width_of
 from .places import here, placed
+from .unrounded import without_autocast
 
 ENCODED = "posenc_keys_are_encoded"
 """Argument that an attention module passes on to its attention function: the keys come out of a cache, as `cached_key` made them."""
@@ -85,7 +86,9 @@ class EncodedKeys(SeenCache):
         pos, state = self._pos.to(key_states.device), self._state
         encoding = here(self._encoding, pos)
         places = placed(encoding, self._pos).to(key_states.device)  # a graph does not see what a moved tensor has beside its numbers
-        key = encoding.cached_key(key_states, places).to(key_states.dtype)
+        key = key_states.to(value_states.dtype)  # as attention takes it: under autocast it may come in another
+        with without_autocast(key.device):
+            key = encoding.cached_key(key, places).to(key.dtype)
         if state is not None and encoding.lookback:
             own = state[..., : state.shape[-1] // (1 + encoding.lookback)]
             state = trailing(own, pos.expand(len(own), -1), encoding.lookback, self._earlier(state, layer_idx, encoding.lookback))

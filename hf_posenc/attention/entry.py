@@ -19,10 +19,11 @@ from .call import Call
 from .choice import BACKENDS, FLASH, choose
 from .kernels import in_rows
 from .layout import Layout
-from .masks import Mask, only, visible
+from .masks import Mask, additive, only, visible
 from .places import here, placed
 from .settled import Settled
 from .structured import mask_for_eager, mask_for_flex, mask_for_sdpa
+from .unrounded import without_autocast
 
 PREFIX = "hf_posenc_"
 GIVEN = "posenc_given_mask"
@@ -76,8 +77,9 @@ def posenc_attention(
         attention_mask = attention_mask if chosen is None else only(attention_mask, chosen, key.shape[2])
     if site is None and not plain:
         return stock.attention(backend, module, query, key, value, attention_mask, **kwargs)
-    call = _call(backend, site, module, query, key, value, attention_mask, **kwargs)
-    output, weights = dense.attention(call) if plain else _by_path(call)
+    with without_autocast(query.device):
+        call = _call(backend, site, module, query, key, value, attention_mask, **kwargs)
+        output, weights = dense.attention(call) if plain else _by_path(call)
     return output.contiguous(), weights  # as the backends of transformers: some families take a view of it
 
 
@@ -89,9 +91,10 @@ def posenc_scores(module: nn.Module, query: Tensor, key: Tensor, mask: Mask, sca
         encoded: the keys come out of a cache, as `cached_key` made them.
     """
     more = {ENCODED: True} if encoded else {}
-    call = _call("eager", module.__dict__["posenc_site"], module, query, key, key, mask, scaling=scaling, **more)
     everything = slice(None), slice(0, query.shape[2]), slice(0, key.shape[2])
-    return dense.scored(call, *everything, call.query, call.key, dense.block_of(call, *everything, None))
+    with without_autocast(query.device):
+        call = _call("eager", module.__dict__["posenc_site"], module, query, key, key, mask, scaling=scaling, **more)
+        return dense.scored(call, *everything, call.query, call.key, dense.block_of(call, *everything, None))
 
 
 def _call(backend: str, site: EncodingSite | None, module, query, key, value, mask, scaling: float | None = None, **kwargs) -> Call:
@@ -197,7 +200,9 @@ def _stock(call: Call) -> tuple[Tensor, Tensor | None]:
         value = F.pad(value, (0, spare))
     elif spare < 0:
         query, key = F.pad(query, (0, -spare)), F.pad(key, (0, -spare))
-    output, weights = stock.attention(call.backend, call.module, query, key, value, call.mask, scaling=call.scaling, **call.kwargs)
+    numbers = additive(call.mask, slice(None))
+    mask = call.mask if numbers is None else numbers.to(query.dtype)
+    output, weights = stock.attention(call.backend, call.module, query, key, value, mask, scaling=call.scaling, **call.kwargs)
     return output[..., :width], weights
 
 

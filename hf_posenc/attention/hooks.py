@@ -19,6 +19,7 @@ from .positions import bound, on_axes, on_every_axis, resolve
 from .settled import Remember, Settled
 from .structured import written
 from .tokens import embedded
+from .unrounded import without_autocast
 
 ROTARY = "posenc_rotary"
 """Submodule of an attention, or of a part of it, that holds a rotation of its own."""
@@ -176,7 +177,8 @@ class CachedKeys:
         if stateful:
             x = kwargs[arguments_of(attention)[0]]
             pos = pos.to(x.device)
-            state = here(encoding, pos).state(x, pos.expand(len(x), -1))
+            with without_autocast(x.device):
+                state = here(encoding, pos).state(x, pos.expand(len(x), -1))
             kwargs = kwargs | {STATE: state}
         held = {name: x for name, x in kwargs.items() if isinstance(x, Cache)}
         for name, cache in held.items():
