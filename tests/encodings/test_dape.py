@@ -52,6 +52,17 @@ def test_scores_of_v2(geometry, random_qk):
         torch.testing.assert_close(scores[:, :, i, row], a[:, :, i, row] + b[:, :, i, row] + second(F.leaky_relu(first(x))))
 
 
+def test_v2_reaches_past_what_is_hidden(geometry, random_qk):
+    """As in decoding after a prompt that is padded on the right."""
+    dape, (q, k, pos) = drawn("dape_v2", geometry), random_qk(geometry, 9)
+    seen, kept = torch.ones(9, 9).tril().bool()[None, None], [0, 1, 5, 6, 7, 8]
+    seen[..., 2:5] = False
+    some = dape.scores(q, k, pos, pos, seen=seen)[:, :, kept][..., kept]
+    alone = dape.scores(q[:, :, kept], k[:, :, kept], pos[:, kept], pos[:, kept])
+    told = seen[:, :, kept][..., kept].expand_as(some)
+    torch.testing.assert_close(some[told], alone[told])
+
+
 def test_v2_of_one_row_alone(geometry, random_qk):
     """As in decoding, where the square that is cut to a triangle would be a row that is cut to its first key."""
     dape, (q, k, pos) = drawn("dape_v2", geometry), random_qk(geometry, 7)

@@ -15,8 +15,8 @@ from .dape import WIDTH, AroundBias
 class DAPEv2(AroundBias):
     """DAPE V2, attention scores as feature maps (Zheng et al., 2024, arXiv:2410.04798, section 3; chuanyang-Zheng/DAPE).
 
-    score(i, j) = A + B + f(A, B) as in `dape`, where f are two convolutions over the keys next to key j, of all heads, with `width` leaky
-    channels in between; each layer of the model has its own.
+    score(i, j) = A + B + f(A, B) as in `dape`, where f are two convolutions over the keys next to key j that query i sees, of all heads,
+    with `width` leaky channels in between; each layer of the model has its own.
 
     Args:
         base: name of an encoding that is a bias: "alibi", "kerple", "fire" and so on.
@@ -41,7 +41,10 @@ class DAPEv2(AroundBias):
         self.w2, self.b2 = nn.Parameter(torch.zeros(heads, width, 1, kernel)), nn.Parameter(torch.zeros(heads))
 
     def changed(self, both: Tensor, seen: Tensor) -> Tensor:
-        reach = (0, self.w1.shape[-1] // 2)
+        reach, seen = (0, self.w1.shape[-1] // 2), seen.any(1, keepdim=True)
+        order = seen.byte().argsort(dim=-1, descending=True, stable=True)  # side by side what a query sees, whatever is hidden between
+        both, seen = both.gather(-1, order.expand(len(both), both.shape[1], -1, -1)), seen.gather(-1, order)
         inner = F.conv2d(both.masked_fill(~seen, 0), self.w1.to(both), self.b1.to(both), padding=reach)  # type: ignore[union-attr]
         inner = F.leaky_relu(inner).masked_fill(~seen, 0)
-        return F.conv2d(inner, self.w2.to(both), self.b2.to(both), padding=reach)
+        found = F.conv2d(inner, self.w2.to(both), self.b2.to(both), padding=reach)
+        return found.gather(-1, order.argsort(-1).expand_as(found))
