@@ -123,6 +123,7 @@ def options_for(name: str) -> dict:
         "max_positions": 64,
         "window": 3,
         "floor_scale": 4,
+        "scale_base": 2.0,
         "digits": list(range(3, 33)),
         "separators": [5, 11, 24, 31],
         "max_offset": 0,  # chance would make two passes in training differ

@@ -1,4 +1,4 @@
-"""Rotations whose frequencies depend on how long the text is by the time of the query."""
+"""Rotations that differ by query, and those whose frequencies depend on how long the text is by the time of the query."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ from torch import Tensor
 
 from ..base import Geometry, Region, at_hand, has_values
 from ..options import count
-from .rope import cos_sin, once, turn_pairs
+from .rope import RoPE, cos_sin, once, turn_pairs
 from .scaling import ScaledRoPE
 
 
-class RoPEByLength(ScaledRoPE):
-    """A query at position i sees all keys turned with the frequencies of a text of i + 1 tokens.
+class RoPEByQuery(RoPE):
+    """Queries see all keys turned as suits the query: those that are suited alike, at consecutive positions, are a region of their own.
 
-    Queries that share frequencies are a region of their own, so one pass over a text gives what token-by-token decoding
-    gives. Keys are cached raw. Stock transformers uses the frequencies of the whole input for every row and leaves keys in
-    the cache as they were first turned, so that its evaluation and its decoding disagree.
+    Keys are cached raw, so one pass over a text gives what token-by-token decoding gives.
     """
 
-    relative = False
     caches = "raw"
 
-    def frequencies_for(self, pos: Tensor) -> Tensor:
-        """Inverse frequencies [..., r/2] in float32 that serve queries at `pos` [...], on its device."""
+    def changes(self, first: int, last: int) -> Iterable[int]:
+        """The positions after `first`, up to `last`, from which on queries are suited by something else, in ascending order."""
         raise NotImplementedError
 
-    def changes(self, first: int, last: int) -> Iterable[int]:
-        """The positions after `first`, up to `last`, from which on the frequencies are others, in ascending order."""
+    def told(self, begin: Tensor) -> Tensor:
+        """What the regions that begin at positions `begin` [N] are told, [N,...]: kept for all layers, so nothing that is learned."""
+        return begin
+
+    def rotate_region(self, told: Tensor, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        """The `rotate` of a region."""
+        raise NotImplementedError
+
+    def rotate_rows(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        """The `rotate` where each row of the batch has one query, at `q_pos` [B,1]."""
         raise NotImplementedError
 
     def starts(self, q_pos: Tensor) -> list[int]:
@@ -44,7 +49,7 @@ class RoPEByLength(ScaledRoPE):
 
     def regions(self, q_pos: Tensor, k_pos: Tensor) -> list[Region]:
         if q_pos.shape[1] == 1:
-            return [Region(self._rotate_rows)]
+            return [Region(self.rotate_rows)]
         starts = self.starts(q_pos)
         if at_hand(q_pos) or self.data_dependent:
             begin = torch.tensor(starts, device=q_pos.device)
@@ -56,19 +61,30 @@ class RoPEByLength(ScaledRoPE):
         bounds = zip(starts, [*starts[1:], sys.maxsize], strict=True)
         return [Region(partial(self.rotate_region, own), queries=queries) for own, queries in zip(told, bounds, strict=True)]
 
-    def told(self, begin: Tensor) -> Tensor:
-        """What the regions that begin at positions `begin` [N] are told, [N,...]: kept for all layers, so nothing that is learned."""
-        return self.frequencies_for(begin)
-
-    def rotate_region(self, told: Tensor, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
-        """The `rotate` of a region."""
-        return self._rotate_by(told, q, k, q_pos, k_pos)
-
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{self.name} turns every query row differently; it has regions")
 
-    def _rotate_rows(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row of the batch as its only query, at `q_pos` [B,1], asks for."""
+
+class RoPEByLength(RoPEByQuery, ScaledRoPE):
+    """A query at position i sees all keys turned with the frequencies of a text of i + 1 tokens.
+
+    Stock transformers uses the frequencies of the whole input for every row and leaves keys in the cache as they were first
+    turned, so that its evaluation and its decoding disagree.
+    """
+
+    relative = False
+
+    def frequencies_for(self, pos: Tensor) -> Tensor:
+        """Inverse frequencies [..., r/2] in float32 that serve queries at `pos` [...], on its device."""
+        raise NotImplementedError
+
+    def told(self, begin: Tensor) -> Tensor:
+        return self.frequencies_for(begin)
+
+    def rotate_region(self, told: Tensor, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        return self._rotate_by(told, q, k, q_pos, k_pos)
+
+    def rotate_rows(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         inv_freq = once(q_pos, (self, *self.parameters()), lambda: self.frequencies_for(q_pos))
         return self._rotate_by(inv_freq[:, None], q, k, q_pos, k_pos)
 
