@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 from tiny import started, tiny_model
+from transformers import StaticCache
 
 import hf_posenc
 from hf_posenc.encodings import create
@@ -47,3 +48,10 @@ def test_positions_past_the_table():
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         create("diet_abs", geometry, **options)
+
+
+@torch.no_grad()
+def test_a_static_cache_may_be_longer_than_the_table():
+    model, ids = hf_posenc.patch(tiny_model("llama"), "diet_abs", max_positions=10), torch.arange(3, 11)[None]
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    torch.testing.assert_close(model(ids, past_key_values=cache).logits, model(ids).logits, atol=2e-5, rtol=2e-4)

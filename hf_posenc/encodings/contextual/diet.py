@@ -46,5 +46,5 @@ class DIETAbsolute(Limited):
         return torch.cat((q, left.expand(len(q), -1, -1, -1)), -1), torch.cat((k, right.expand(len(k), -1, -1, -1)), -1)
 
     def _rows(self, table: Tensor, pos: Tensor, like: Tensor) -> Tensor:
-        """Vectors of tokens at `pos` [B,T]: [B,H,T,rank]."""
-        return precise(table, like)[:, pos].transpose(0, 1)
+        """Vectors of tokens at `pos` [B,T]: [B,H,T,rank]. What nobody sees, such as the free places of a static cache, may lie anywhere."""
+        return precise(table, like)[:, pos.clamp(0, self.rows - 1)].transpose(0, 1)
