@@ -6,31 +6,21 @@ import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all-pairs", action="store_true", help="every encoding in every family, not the covering design alone")
+    parser.addoption("--all-pairs", action="store_true", help="all cases of every test that is marked `cover`")
 
 
 def pytest_generate_tests(metafunc):
-    """Give a test that is marked `pairs` its families and encodings, and one that is marked `one_of_each` its encodings."""
-    if marker := metafunc.definition.get_closest_marker("pairs"):
-        names, families = list(design.ENCODINGS), list(design.FAMILIES)
-        if metafunc.config.getoption("all_pairs"):
-            pairs = design.everything()
-        elif marker.args == ("kinds",):
-            pairs = design.kinds(names, families, design.encoding_kind, design.family_kind)
-            pairs = design.share(pairs, **marker.kwargs) if marker.kwargs else pairs
-        else:
-            pairs = design.once(names, families, salt=metafunc.function.__name__)
-        metafunc.parametrize(("arch", "name"), pairs, ids=["-".join(pair) for pair in pairs])
-
-    if metafunc.definition.get_closest_marker("one_of_each"):
-        names = list(design.ENCODINGS)
-        if not metafunc.config.getoption("all_pairs"):
-            names = design.one_of_each(names, design.encoding_kind)
-        metafunc.parametrize("name", names)
+    """Give a test that is marked `cover` its cases, see `design`."""
+    if marker := metafunc.definition.get_closest_marker("cover"):
+        known = {"arch": design.FAMILIES, "name": list(design.ENCODINGS)}
+        values = {parameter: known[parameter] for parameter in known if parameter in metafunc.fixturenames} | marker.kwargs
+        everything = metafunc.config.getoption("all_pairs")
+        cases = design.cases(values) if everything else design.cover(values, marker.args, salt=metafunc.function.__name__)
+        metafunc.parametrize(list(values), cases, ids=["-".join(map(str, case)) for case in cases])
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("pairs"):
+    if item.get_closest_marker("cover") and {"arch", "name"} <= set(item.callspec.params):
         item.user_properties.append(("pair", [item.callspec.params["arch"], item.callspec.params["name"]]))
 
 
@@ -39,7 +29,7 @@ def pytest_terminal_summary(terminalreporter):
     reports = [report for found in terminalreporter.stats.values() for report in found if getattr(report, "when", "") == "call"]
     pairs = {tuple(value) for report in reports for key, value in report.user_properties if key == "pair"}
     if pairs:
-        every = len(design.everything())
+        every = len(design.FAMILIES) * len(design.ENCODINGS)
         terminalreporter.write_line(f"{len(pairs)} of {every} pairs of family and encoding were run (--all-pairs runs all)")
 
 

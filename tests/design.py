@@ -1,37 +1,50 @@
-"""Which encodings meet which families in the conformance suite: a covering design, computed from what both declare.
+"""Which cases of a test are run: a covering design, computed from what encodings and families declare.
 
-`kinds` gives every encoding one family of each structural kind, and every family one encoding of each kind of stage and cache, to one
-test alone or to several that `share` them; `once` gives each encoding one family and each family one encoding, others in each test;
-`one_of_each`, for what takes seconds, gives an encoding of each kind. Which of several is chosen depends on names alone (the highest hash
-wins), so that a new encoding or a new family leaves the other pairs as they are.
+A case is a choice of the parameters of a test: an encoding (`name`), a family (`arch`), and whatever else it has. A test that is marked
+`cover` names groups of cases, by parameters or by what is known of them (`TRAITS`), and of each group one case is run. With
+`cover("name", "encoding_kind layout")` that is every encoding in one layout, and each layout with one encoding of each kind. Which of a
+group it is depends on the case and the test alone (the highest hash wins): a new encoding leaves the other cases as they are, a case that
+wins in several groups is run once, and what one test leaves out another has. So the suite grows with the sum of encodings and families, not
+with their product.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cache
+from itertools import product
 
 from tiny import tiny_model
 
 from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.architectures.tables import TableArchitecture
 from hf_posenc.encodings import ENCODINGS
-from hf_posenc.encodings.base import STAGES
+from hf_posenc.encodings.naming import OVERRIDABLE
 from hf_posenc.patching import patch_of
 
 FAMILIES = ("cohere", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3")
 FAMILIES += ("smollm3", "stablelm", "starcoder2")
 """Families that stand for all the others here; `test_families` is about each."""
-Pair = tuple[str, str]
-Kind = Callable[[str], Hashable]
+Case = tuple[Hashable, ...]
 
 
+@cache
 def encoding_kind(name: str) -> Hashable:
-    """Where an encoding acts, and what it leaves in the KV cache."""
+    """Where an encoding acts, and what it leaves in the KV cache. One that is not registered is of its own kind."""
+    if name not in ENCODINGS:
+        return name
     cls = ENCODINGS[name]
-    stages = tuple(stage for stage in (*STAGES, "cached_key") if cls.has(stage))
-    return stages, cls.caches if {"rotate", "regions"} & set(stages) else "", cls.relative, cls.data_dependent, bool(cls.any_length)
+    return encoding_stages(name), cls.relative, cls.data_dependent, bool(cls.any_length), cls.axes
+
+
+@cache
+def encoding_stages(name: str) -> Hashable:
+    """A coarser kind: what the class overrides, and what it caches."""
+    if name not in ENCODINGS:
+        return name
+    cls = ENCODINGS[name]
+    return tuple(stage for stage in OVERRIDABLE if cls.has(stage)), cls.caches if cls.has("rotate", "regions") else ""
 
 
 @cache
@@ -39,7 +52,7 @@ def family_kind(arch: str) -> Hashable:
     """How a family holds its positions, and what its attention does beside the products."""
     record, architecture = patch_of(tiny_model(arch)), ARCHITECTURES[arch]
     config, layers = record.backbone.config, range(len(record.attentions))
-    table = isinstance(architecture, TableArchitecture)
+    table = family_slot(arch) == "table"
     return (
         table,
         architecture.packs,
@@ -53,41 +66,48 @@ def family_kind(arch: str) -> Hashable:
     )
 
 
-def kinds(names: Iterable[str], families: Iterable[str], name_kind: Kind, arch_kind: Kind) -> list[Pair]:
-    """Pairs (family, encoding): every encoding on a family of each kind, every family with an encoding of each kind."""
-    names, families = list(names), list(families)
-    pairs = {(_chosen(group, name), name) for group in _groups(families, arch_kind) for name in names}
-    pairs |= {(arch, _chosen(group, arch)) for group in _groups(names, name_kind) for arch in families}
-    return sorted(pairs)
+def family_slot(arch: str) -> str:
+    """Where a family has its own encoding: a table beside the embeddings, or a rotation in each layer."""
+    return "table" if isinstance(ARCHITECTURES[arch], TableArchitecture) else "rotation"
 
 
-def once(names: Iterable[str], families: Iterable[str], salt: str) -> list[Pair]:
-    """Pairs (family, encoding): every encoding and every family at least once, which with which depending on `salt`."""
-    names, families = list(names), list(families)
-    pairs = {(_chosen(families, salt + name), name) for name in names} | {(arch, _chosen(names, salt + arch)) for arch in families}
-    return sorted(pairs)
+Trait = tuple[str, Callable[[str], Hashable]]
+TRAITS: dict[str, Trait] = {
+    "encoding_kind": ("name", encoding_kind),
+    "encoding_stages": ("name", encoding_stages),
+    "family_kind": ("arch", family_kind),
+    "family_slot": ("arch", family_slot),
+}
+"""What is known of a parameter: which one, and how."""
 
 
-def share(pairs: Iterable[Pair], part: int, of: int) -> list[Pair]:
-    """The pairs of one of `of` tests that share them; all of them together have all."""
-    return [pair for pair in pairs if int(hashlib.sha256("-".join(pair).encode()).hexdigest(), 16) % of == part]
+def cases(values: Mapping[str, Iterable[Hashable]]) -> list[Case]:
+    """All choices of parameters, in the order of `values`."""
+    return list(product(*values.values()))
 
 
-def one_of_each(names: Iterable[str], name_kind: Kind) -> list[str]:
+def cover(
+    values: Mapping[str, Iterable[Hashable]],
+    groups: Iterable[str],
+    salt: str = "",
+    traits: Mapping[str, Trait] = TRAITS,
+) -> list[Case]:
+    """One case of each group.
+
+    Args:
+        values: the values of each parameter.
+        groups: each names parameters and traits: cases that agree in all of them are of one group.
+        salt: with another, others are chosen.
+    """
+    names, chosen = list(values), set()
+    ranked = sorted(cases(values), key=lambda case: hashlib.sha256(f"{salt} {case}".encode()).digest())
+    for group in groups:
+        looks = [(names.index(name), trait) for name, trait in (traits.get(word, (word, None)) for word in group.split())]
+        winners = {tuple(trait(case[at]) if trait else case[at] for at, trait in looks): case for case in ranked}
+        chosen |= set(winners.values())
+    return [case for case in cases(values) if case in chosen]
+
+
+def one_of_each(trait: str = "encoding_kind") -> list[str]:
     """An encoding of each kind."""
-    return sorted(_chosen(group, "") for group in _groups(list(names), name_kind))
-
-
-def everything() -> list[Pair]:
-    return [(arch, name) for arch in FAMILIES for name in ENCODINGS]
-
-
-def _groups(members: list[str], kind: Kind) -> list[list[str]]:
-    found: dict[Hashable, list[str]] = {}
-    for member in members:
-        found.setdefault(kind(member), []).append(member)
-    return list(found.values())
-
-
-def _chosen(candidates: list[str], partner: str) -> str:
-    return max(candidates, key=lambda candidate: hashlib.sha256(f"{candidate} {partner}".encode()).digest())
+    return [name for (name,) in cover({"name": list(ENCODINGS)}, [trait])]

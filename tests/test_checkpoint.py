@@ -584,7 +584,7 @@ def claimed(arch, name):
             yield model
 
 
-@pytest.mark.pairs("kinds")
+@pytest.mark.cover("name family_slot", "encoding_kind family_kind", "arch")
 @torch.no_grad()
 def test_a_stock_checkpoint_computes_what_the_patched_model_did(arch, name, tmp_path):
     """Whatever the input: built by transformers from the saved configuration and weights alone."""

@@ -19,10 +19,9 @@ def chosen(name, prospect=GPU, **changes):
     return choose(encoding, dataclasses.replace(prospect, regional=encoding.has("regions"), **changes))
 
 
-@pytest.mark.parametrize("learning", [False, True])
-@pytest.mark.parametrize("place", FLEX_DEVICES)
-@pytest.mark.parametrize("backend", ["sdpa", "flex_attention"])
-@pytest.mark.parametrize("name", hf_posenc.list_encodings())
+@pytest.mark.cover(
+    *("name place", "encoding_kind learning place backend"), backend=["sdpa", "flex_attention"], place=FLEX_DEVICES, learning=[False, True]
+)
 def test_on_an_accelerator_nothing_goes_by_block_that_flex_attention_can_do(name, backend, place, learning):
     cls, found = ENCODINGS[name], chosen(name, backend=backend, place=place, learning=learning)
     assert found.why

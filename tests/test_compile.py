@@ -11,7 +11,7 @@ from hf_posenc.encodings import ENCODINGS
 
 WHOLE = [n for n in hf_posenc.list_encodings() if not ENCODINGS[n].data_dependent]
 """The others break the graph in a pass over many queries: what they compute with depends on the numbers in the position tensors."""
-one_of_each = pytest.mark.one_of_each
+one_of_each = pytest.mark.cover("encoding_kind", name=WHOLE)
 pytestmark = pytest.mark.slow
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
@@ -40,7 +40,7 @@ def check_decoding(model, ids, **options):
         assert_close(step.logits[:, 0], expected[:, t], **CLOSE)
 
 
-@one_of_each
+@pytest.mark.cover("name")
 @torch.no_grad()
 def test_forward(name):
     model, ids = patched(name)
@@ -52,8 +52,7 @@ def test_forward(name):
     assert_close(compiled(ids, attention_mask=mask, use_cache=False).logits[:, 4:], padded[:, 4:], **CLOSE)
 
 
-@one_of_each
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.cover("encoding_kind arch", arch=["llama", "gpt2"])
 @torch.no_grad()
 def test_static_cache_decoding(name, arch):
     check_decoding(*patched(name, arch), backend="eager")
@@ -61,8 +60,6 @@ def test_static_cache_decoding(name, arch):
 
 @one_of_each
 def test_gradients(name):
-    if name not in WHOLE:
-        pytest.skip("breaks the graph")
     model, ids = patched(name)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -79,16 +76,13 @@ def test_gradients(name):
 @torch.no_grad()
 def test_export(name):
     """Whatever sits in the native slot, and all else that one graph can hold."""
-    if name not in WHOLE:
-        pytest.skip("breaks the graph")
     model, ids = patched(name)
     model.config.use_cache = False
     program = torch.export.export(model, (ids,), strict=False)
     assert_close(program.module()(ids).logits, model(ids).logits, **CLOSE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in WHOLE if hf_posenc.describe(n).stages])
+@one_of_each
 @torch.no_grad()
 def test_through_the_real_compiler(name):
     model, ids = patched(name)
@@ -96,8 +90,7 @@ def test_through_the_real_compiler(name):
     assert_close(torch.compile(model, fullgraph=True)(ids, use_cache=False).logits, expected, **CLOSE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in hf_posenc.list_encodings() if n not in WHOLE])
+@pytest.mark.cover("encoding_kind", name=[n for n in hf_posenc.list_encodings() if n not in WHOLE])
 @torch.no_grad()
 def test_decoding_through_the_real_compiler(name):
     check_decoding(*patched(name), mode="reduce-overhead")

@@ -96,7 +96,7 @@ def test_one_forward_gives_the_curve_of_separate_forwards(family):
         assert found == pytest.approx(naive_nll(model, tokens[:length]).mean().exp().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", hf_posenc.list_encodings())
+@pytest.mark.cover("encoding_kind")
 def test_one_forward_gives_the_whole_curve_of_every_encoding(name):
     """Beyond the native 64 positions too, for every encoding that is defined there: as decoded, as evaluated."""
     description = hf_posenc.describe(name)

@@ -8,6 +8,7 @@ is not.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import math
 import traceback
@@ -51,7 +52,14 @@ MASKS_WITHOUT_NUMBERS = {"bloom", "doge", "mpt", "mvp", "openai-gpt", "trocr", "
 """Types whose mask says what is seen, and nothing more, or the same for all heads."""
 OF_THE_NATIVE = ("r_proj",)
 """Parameters outside of the slot that only a native encoding reads (Inkling)."""
-SERVED = [name for name in causal_types() if name not in {*listed(REFUSED), *listed(UNBUILT)}]
+BUILT = [name for name in causal_types() if name not in listed(UNBUILT)]
+SERVED = [name for name in BUILT if name not in listed(REFUSED)]
+
+
+def some(words: list[str], salt: str, share: int = 4) -> list[Any]:
+    """One in `share` now, others in each test (`salt`), and the rest with the slow tests: for what takes its time and rarely differs."""
+    chosen = {word for word in words if hashlib.sha256(f"{salt} {word}".encode()).digest()[0] % share == 0}
+    return [word if word in chosen else pytest.param(word, marks=pytest.mark.slow) for word in words]
 
 
 def test_nothing_is_refused_twice():
@@ -74,7 +82,7 @@ def test_refused_with_its_reason(model_type):
         hf_posenc.inspect(tiny_model(within))
 
 
-@pytest.mark.parametrize("model_type", [name for name in causal_types() if name not in listed(UNBUILT)])
+@pytest.mark.parametrize("model_type", some(BUILT, "twin"))
 def test_a_twin_is_small(model_type):
     """That of the default configuration, at its full depth."""
     config = small(AutoConfig.for_model(model_type, **DEFAULTS.get(model_type, {})))
@@ -158,6 +166,10 @@ def family(built) -> Iterator[Family]:
 every_family = pytest.mark.parametrize("built", SERVED, indirect=True, scope="module")
 
 
+def some_families(salt: str, share: int = 2) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("built", some(SERVED, salt, share), indirect=True, scope="module")
+
+
 def put_native(family: Family) -> None:
     """The native encoding, in the attention function or the embeddings."""
     if not family.positional:
@@ -189,7 +201,7 @@ def test_native_encoding_in_the_attention(family):
     assert same(family(), family.stock)
 
 
-@every_family
+@some_families("eager")
 def test_native_encoding_in_eager_attention(family):
     backbone = family.record.backbone
     before = backbone.config._attn_implementation
@@ -203,7 +215,7 @@ def test_native_encoding_in_eager_attention(family):
         backbone.set_attn_implementation(before)
 
 
-@every_family
+@some_families("rerope")
 def test_rerope_beyond_the_text(family):
     if not family.record.architecture.rotates or not family.positional or family.native != "rope":
         pytest.skip("no rotation")
@@ -304,7 +316,7 @@ def test_packed_documents(family):
         assert same(*packed_and_apart())
 
 
-@every_family
+@some_families("saved", 3)
 @pytest.mark.parametrize(("name", "options"), [("alibi", {}), ("yarn", {"factor": 4.0})])
 def test_save_and_reload(family, name, options, tmp_path):
     if type(family.model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -354,7 +366,7 @@ def test_every_parameter_learns(family):
 # -- nothing by its name ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", [name for name in causal_types() if name not in listed(UNBUILT)])
+@pytest.mark.parametrize("model_type", some(BUILT, "taken"))
 def test_taken_for_llama(model_type, monkeypatch):
     """A family of any kind that is said to be like Llama is refused, unless it gives the right numbers."""
     model = tiny_model(model_type)

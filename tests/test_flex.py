@@ -119,23 +119,15 @@ def expected_path(name, grad, regional):
     return "blocks" if grad and learned and not cls.relative else "flex"
 
 
-CASES = [
-    *(
-        ("plain", LENGTH, LENGTH),
-        ("padded", LENGTH, LENGTH),
-        ("packed", LENGTH, LENGTH),
-        ("window", LENGTH, LENGTH),
-        ("holes", LENGTH, LENGTH),
-    ),
-    *(("jumps", LENGTH, LENGTH), ("numbers", LENGTH, LENGTH), ("window", 140, 300), ("padded", 60, LENGTH), ("plain", 1, LENGTH)),
-    *(("padded", 1, LENGTH), ("plain", 256, 256)),
-]
+CASES = [(kind, LENGTH, LENGTH) for kind in ("plain", "padded", "packed", "window", "holes", "jumps", "numbers")]
+CASES += [("window", 140, 300), ("padded", 60, LENGTH), ("plain", 1, LENGTH), ("padded", 1, LENGTH), ("plain", 256, 256)]
 
 
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize(("kind", "queries", "keys"), CASES)
-@pytest.mark.parametrize("name", [*SCORING, "slanted", "leaning"])
-def test_every_encoding_under_every_mask(accelerated, name, kind, queries, keys, grad):
+@pytest.mark.cover(
+    "name grad", "encoding_kind case", "encoding_stages case grad", name=[*SCORING, "slanted", "leaning"], case=CASES, grad=[False, True]
+)
+def test_every_encoding_under_every_mask(accelerated, name, case, grad):
+    kind, queries, keys = case
     if kind in ("jumps", "packed") and queries != keys:
         pytest.skip("cached keys are one position apart")
     site, q, k, v = site_of(name, queries=queries, keys=keys)
@@ -174,8 +166,7 @@ def test_positions_between_whole_numbers_go_by_query_block(accelerated, name):
     assert_close(output.double()[real], wanted[real], **TOLERANCE[torch.float32])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", [*SCORING, *OWN])
+@pytest.mark.cover("name", "encoding_kind dtype", name=[*SCORING, *OWN], dtype=[torch.bfloat16, torch.float16])
 def test_half_precision(accelerated, name, dtype):
     site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
     site.encoding.to(dtype)
@@ -189,7 +180,7 @@ def test_half_precision(accelerated, name, dtype):
     assert_close(output.double()[real], wanted[real], **TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("name", SCORING)
+@pytest.mark.cover("encoding_kind", name=SCORING)
 def test_softcaps_and_sinks(accelerated, name):
     site, q, k, v = site_of(name, queries=LENGTH, keys=LENGTH)
     q_pos, k_pos, seen, mask = problem("window")
@@ -424,8 +415,10 @@ def test_blocks_hold_the_mask_and_no_more(kind, queries, keys):
     assert not full[..., keys // sparse.SIZE :].any()  # of a block with fewer keys a kernel would have to look at each pair
 
 
-@pytest.mark.parametrize("name", [n for n in SCORING if ENCODINGS[n].has("regions") and not ENCODINGS[n].data_dependent])
-@pytest.mark.parametrize("kind", ["plain", "padded", "packed", "window"])
+IN_REGIONS = [n for n in SCORING if ENCODINGS[n].has("regions") and not ENCODINGS[n].data_dependent]
+
+
+@pytest.mark.cover("name", "encoding_kind kind", name=IN_REGIONS, kind=["plain", "padded", "packed", "window"])
 def test_regions_share_the_pairs(name, kind):
     """Each visible pair is in one region at most, and only in the blocks of its own."""
     site, *_ = site_of(name)
@@ -557,8 +550,7 @@ def test_a_mask_follows_its_layer(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "padded", "window"])
-@pytest.mark.parametrize("name", [n for n in SCORING if ENCODINGS[n].has("bias")])
+@pytest.mark.cover("name", name=[n for n in SCORING if ENCODINGS[n].has("bias")], kind=["plain", "padded", "window"])
 @torch.no_grad()
 def test_compiled(accelerated, name, kind, monkeypatch):
     """What PyTorch compiles for a CPU: one length, since more of them do not compile there, and no regions, for want of a log-sum-exp."""

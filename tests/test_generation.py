@@ -1,8 +1,9 @@
 """Every way to generate, against the plainest: one full pass without a cache for each token. Names no encoding."""
 
+import design
 import pytest
 import torch
-from tiny import options_for, tiny_model
+from tiny import options_for, tiny_for, tiny_model
 from transformers import CompileConfig, ContinuousBatchingConfig, DynamicCache, GenerationConfig, QuantizedCache
 
 import hf_posenc
@@ -12,20 +13,11 @@ from hf_posenc.patching import patch_of
 NEW = 8
 QUANTIZED = {"fp8": ("torch", {}), "quanto": ("optimum.quanto", {"nbits": 4, "q_group_size": 16})}
 """Backends of quantized caches, with the module that each needs and its options."""
+STATELESS = [name for name in ENCODINGS if not ENCODINGS[name].has("state")]
 FAMILIES = {"gpt2": {}, "llama": {}, "mistral": {"sliding_window": 6}}
 
 
-def kinds():
-    """One encoding of each combination of stages and cached keys: the first of its kind."""
-    found = {}
-    for name in ENCODINGS:
-        cls = ENCODINGS[name]
-        found.setdefault((hf_posenc.describe(name).stages, cls.caches, cls.has("cached_key")), name)
-    return sorted(found.values())
-
-
-every_family = pytest.mark.parametrize("family", FAMILIES)
-every_kind = pytest.mark.parametrize("name", kinds())
+every_kind = pytest.mark.cover("encoding_stages", "family", family=FAMILIES)
 
 
 @pytest.fixture
@@ -50,7 +42,7 @@ def stock_model(family, seed=0):
 
 def patched_model(family, name):
     """With parameters that have learned something, whatever they start from."""
-    model = hf_posenc.patch(tiny_model(family, **FAMILIES[family]), name, layers="all", **options_for(name))
+    model = hf_posenc.patch(tiny_for(name, family, **FAMILIES[family]), name, layers="all", **options_for(name))
     torch.manual_seed(7)
     with torch.no_grad():
         for placement in patch_of(model).placements:
@@ -75,8 +67,7 @@ def generated(model, prompts, **settings):
     return model.generate(**prompts, **{"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, **settings})
 
 
-@every_family
-@every_kind
+@pytest.mark.cover("encoding_stages family", family=FAMILIES)
 def test_greedy(family, name, prompts):
     model = patched_model(family, name)
     expected = plain(model, **prompts)
@@ -85,7 +76,6 @@ def test_greedy(family, name, prompts):
     assert torch.equal(generated(model, prompts, cache_implementation="static"), expected)
 
 
-@every_family
 @every_kind
 def test_prefill_in_chunks(family, name, prompts):
     model = patched_model(family, name)
@@ -96,7 +86,6 @@ def test_prefill_in_chunks(family, name, prompts):
         assert torch.equal(generated(model, prompts, **settings), expected)
 
 
-@every_family
 @every_kind
 def test_beams_and_samples(family, name, prompts):
     """The cache is reordered and repeated; without one there is nothing to get wrong."""
@@ -109,7 +98,6 @@ def test_beams_and_samples(family, name, prompts):
         assert torch.equal(*runs), settings
 
 
-@every_family
 @every_kind
 def test_drafts(family, name, prompt):
     """Drafted tokens that are not accepted are cut from the cache of the model, and from that of the assistant."""
@@ -120,7 +108,6 @@ def test_drafts(family, name, prompt):
     assert torch.equal(generated(model, prompt, prompt_lookup_num_tokens=3), expected)
 
 
-@every_family
 @every_kind
 @torch.no_grad()
 def test_crop_and_go_on(family, name, prompt):
@@ -133,7 +120,6 @@ def test_crop_and_go_on(family, name, prompt):
     assert torch.equal(generated(model, prompt, past_key_values=cache), expected)
 
 
-@every_family
 @every_kind
 @torch.no_grad()
 def test_a_cache_is_taken_up_again(family, name, prompt):
@@ -145,12 +131,10 @@ def test_a_cache_is_taken_up_again(family, name, prompt):
     assert torch.equal(generated(model, longer, past_key_values=first.past_key_values), plain(model, **longer))
 
 
-@pytest.mark.parametrize("backend", QUANTIZED)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@every_kind
+@pytest.mark.cover("encoding_stages", "family backend", name=STATELESS, family=["gpt2", "llama"], backend=QUANTIZED)
 @torch.no_grad()
 def test_quantized_caches(family, name, backend, prompt):
-    """Keys are rounded: no more is lost than the stock model loses."""
+    """Keys are rounded: no more is lost than the stock model loses. Numbers of tokens that lie beside the keys are rounded with them."""
     module, options = QUANTIZED[backend]
     pytest.importorskip(module)
     ids, errors = prompt["input_ids"].repeat(1, 2)[:, :12], []
@@ -168,7 +152,6 @@ def test_quantized_caches(family, name, backend, prompt):
 
 
 @pytest.mark.slow
-@every_family
 @every_kind
 def test_compiled_decoding(family, name, prompts):
     """A static cache lets `generate` compile its steps: here without kernels of their own, which take long to build."""
@@ -182,7 +165,6 @@ def test_compiled_decoding(family, name, prompts):
 
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="offloading moves the cache off an accelerator")
-@every_family
 @every_kind
 def test_offloaded_caches(family, name, prompts):
     device = torch.accelerator.current_accelerator()
@@ -202,8 +184,7 @@ def batched(model, prompts):
     return torch.tensor([answer.generated_tokens for answer in answers.values()])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@every_kind
+@pytest.mark.cover("encoding_stages", "family", family=["gpt2", "llama"])
 def test_continuous_batching_works_or_is_refused(family, name, prompts):
     model = patched_model(family, name)
     if any(placement.in_attention or placement.encoding.noted for placement in patch_of(model).placements):
@@ -221,12 +202,11 @@ def test_continuous_batching_works_or_is_refused(family, name, prompts):
 @torch.no_grad()
 def test_a_paged_cache_is_refused_by_the_backbone():
     """By a manager that was made before the patch."""
-    name = next(name for name in kinds() if hf_posenc.describe(name).stages == ("bias",))
-    model = patched_model("llama", name)
+    model = patched_model("llama", next(name for name in ENCODINGS if ENCODINGS[name].only("bias")))
     with pytest.raises(ValueError, match="continuous batching"):
         model(torch.tensor([[3, 4]]), cache=object())
 
 
 def test_the_reference_tells_encodings_apart(prompt):
-    continuations = {tuple(plain(patched_model("llama", name), **prompt)[0].tolist()) for name in kinds()}
+    continuations = {tuple(plain(patched_model("llama", name), **prompt)[0].tolist()) for name in design.one_of_each("encoding_stages")}
     assert len(continuations) > 2

@@ -14,7 +14,7 @@ from hf_posenc.doctor.rows import LENGTH
 from hf_posenc.doctor.subject import Subject, read_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")]
-every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())
+every_encoding = pytest.mark.cover("name")
 CLOSE = {"atol": 1e-4, "rtol": 1e-3}
 
 
@@ -25,8 +25,7 @@ def fresh(tmp_path, monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("name", SCORING)
+@pytest.mark.cover("name", "encoding_kind dtype", name=SCORING, dtype=["bfloat16", "float16", "float32"])
 def test_every_path(name, dtype):
     subject = Subject.of(read_config(None), dtype, torch.device("cuda"))
     checks = [*examine(subject, name, subject.encoding(name, LENGTH, NATIVE))]

@@ -44,10 +44,10 @@ def test_an_encoding_of_ones_own_needs_torch_alone():
     assert python(code).split() == ["True", "False"]
 
 
-ORDERS = {
+ORDERS = {  # each is a new process: two now, the others with the slow tests
     "ours first": "import hf_posenc; from transformers import AutoModelForCausalLM",
-    "theirs first": "from transformers import AutoModelForCausalLM; import hf_posenc",
     "theirs first, nothing of it": "import transformers, hf_posenc; from transformers import AutoModelForCausalLM",
+    "theirs first": "from transformers import AutoModelForCausalLM; import hf_posenc",
     "from inside": "import hf_posenc, transformers.modeling_layers; from transformers import AutoModelForCausalLM",
     "configuration only": "import hf_posenc; from transformers import AutoConfig; AutoConfig.from_pretrained(folder); "
     "from transformers import AutoModelForCausalLM",
@@ -63,7 +63,7 @@ def saved(tmp_path_factory):
         return folder, float(model(torch.arange(5, 14)[None]).logits.double().sum())
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [pytest.param(order, marks=[pytest.mark.slow] * (at > 1)) for at, order in enumerate(ORDERS)])
 def test_a_checkpoint_loads_in_any_order_of_imports(order, saved):
     folder, expected = saved
     code = f"folder = {str(folder)!r}; {ORDERS[order]}; import torch; model = AutoModelForCausalLM.from_pretrained(folder); "

@@ -81,6 +81,7 @@ def test_nothing_is_an_error_and_too_much_is_infinite(metric):
     assert metric.compute(nats=[2000.0], tokens=[2])["perplexity"] == math.inf
 
 
+@pytest.mark.slow
 def test_processes_get_the_numbers_of_one_round_after_round(tmp_path):
     """Also where one has nothing to add, and where one is ahead: a round is read before the files of the next are written."""
     processes = [start(tmp_path, rank, 2, [shares[rank] for shares in ROUNDS]) for rank in range(2)]

@@ -38,8 +38,7 @@ def caches(config):
     return {"dynamic": DynamicCache(config=config), "static": StaticCache(config=config, max_cache_len=LENGTH + 9)}
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "mistral"])
-@every_encoding
+@pytest.mark.cover("name", "encoding_kind arch", arch=["llama", "gpt2", "mistral"])
 @torch.no_grad()
 def test_every_padding_with_every_cache(arch, name):
     """Prefilled at once, in pieces that end within the padding, and token by token; in float64, so that nothing hides in rounding."""
@@ -75,8 +74,7 @@ def test_positions_that_jump_are_exact_in_one_pass_with_every_cache(name):
         assert_close(found, wanted, **EXACT, msg=lambda m, kind=kind: f"{kind} cache: {m}")
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
-@every_encoding
+@pytest.mark.cover("name", "encoding_kind arch", arch=["llama", "gpt2"])
 @torch.no_grad()
 def test_right_padded_prompts_generate_the_same_with_every_cache(arch, name):
     model, prompts = patched(arch, name).double(), torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(2))
@@ -99,8 +97,7 @@ def test_quantized_cache(name):
     assert_close(model(ids, **inputs, past_key_values=cache).logits[seen], model(ids, **inputs, use_cache=False).logits[seen], **CLOSE)
 
 
-@every_encoding
-@pytest.mark.parametrize("given", [(), ("attention_mask",), ("position_ids",), ("attention_mask", "position_ids")])
+@pytest.mark.cover("name", "encoding_stages given", given=[(), ("attention_mask",), ("position_ids",), ("attention_mask", "position_ids")])
 @torch.no_grad()
 def test_several_choices_in_a_row(name, given):
     """GPT-2 takes [batch, choices, tokens] and makes one batch of it, after positions are settled."""
@@ -139,7 +136,7 @@ def runs_without_numbers(arch):
         return False
 
 
-@pytest.mark.pairs("once")
+@pytest.mark.cover("encoding_kind", "arch")
 def test_shapes_alone(arch, name):
     """On the meta device there is nothing to look at."""
     if not runs_without_numbers(arch):
@@ -155,8 +152,7 @@ def test_shapes_alone(arch, name):
 # -- attention weights ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
-@every_encoding
+@pytest.mark.cover("name", "encoding_kind arch", arch=["llama", "gpt2"])
 @torch.no_grad()
 def test_attention_weights_are_those_of_the_patched_model(arch, name):
     model, ids = tiny_model(arch), torch.randint(3, 60, (2, 11), generator=torch.Generator().manual_seed(2))
@@ -169,7 +165,8 @@ def test_attention_weights_are_those_of_the_patched_model(arch, name):
     assert len(found) == len(asked) == 2
     for one, other in zip(found, asked, strict=True):
         assert torch.equal(one, other) and one.shape == (2, 4, 11, 11)
-        assert_close(one.sum(-1), torch.ones(2, 4, 11), atol=1e-5, rtol=1e-5)
+        if not ENCODINGS[name].has("normalise"):
+            assert_close(one.sum(-1), torch.ones(2, 4, 11), atol=1e-5, rtol=1e-5)
     generated = model.generate(ids, max_new_tokens=2, min_new_tokens=2, return_dict_in_generate=True, output_attentions=True)
     assert_close(generated.attentions[0][0], asked[0], **CLOSE)
     model.config.output_attentions = False

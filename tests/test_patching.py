@@ -20,7 +20,7 @@ from hf_posenc.patching import patch_of
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
 ROTARY = [a for a in FAMILIES if patch_of(tiny_model(a)).architecture.native_table(patch_of(tiny_model(a)).native) is None]
-every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())
+every_encoding = pytest.mark.cover("name", "encoding_kind arch", arch=["llama", "gpt2"])
 
 
 def snapshot(model):
@@ -338,16 +338,15 @@ def test_an_input_encoding_replaces_everything(ids):
 
 @every_encoding
 @torch.no_grad()
-def test_patched_gives_the_stock_model_back(name, ids):
-    for arch in ("llama", "gpt2"):
-        model = tiny_model(arch)
-        before, logits = snapshot(model), model(ids).logits
-        with pytest.raises(KeyError, match="body"), hf_posenc.patched(model, name, **options_for(name)) as inside:
-            assert inside is model
-            model(ids)
-            raise KeyError("body")
-        assert_untouched(model, before)
-        assert torch.equal(model(ids).logits, logits)
+def test_patched_gives_the_stock_model_back(arch, name, ids):
+    model = tiny_model(arch)
+    before, logits = snapshot(model), model(ids).logits
+    with pytest.raises(KeyError, match="body"), hf_posenc.patched(model, name, **options_for(name)) as inside:
+        assert inside is model
+        model(ids)
+        raise KeyError("body")
+    assert_untouched(model, before)
+    assert torch.equal(model(ids).logits, logits)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "opt"])
@@ -516,38 +515,36 @@ def test_peft_trains_a_grown_table(ids):
     assert torch.equal(model(ids).logits, logits)
 
 
-@every_encoding
+@pytest.mark.cover("name", "encoding_kind arch", arch=["llama", "gpt2", "gemma3_text"])
 @torch.no_grad()
-def test_pickle(name, ids):
-    for arch in ("llama", "gpt2", "gemma3_text"):
-        stock = tiny_model(arch)
-        model = hf_posenc.patch(tiny_model(arch), name, layers="all", **options_for(name))
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        again = torch.load(file, weights_only=False)
-        assert torch.equal(again(ids).logits, model(ids).logits)
-        assert torch.equal(hf_posenc.unpatch(again)(ids).logits, stock(ids).logits)
-        assert hf_posenc.inspect(model).encodings
+def test_pickle(arch, name, ids):
+    stock = tiny_model(arch)
+    model = hf_posenc.patch(tiny_model(arch), name, layers="all", **options_for(name))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert torch.equal(hf_posenc.unpatch(again)(ids).logits, stock(ids).logits)
+    assert hf_posenc.inspect(model).encodings
 
 
 @every_encoding
 @torch.no_grad()
-def test_half_and_back_keeps_the_angles(name, ids):
+def test_half_and_back_keeps_the_angles(arch, name, ids):
     """A cast rounds weights, never frequencies, slopes or angles: neither in the model nor after unpatch."""
-    for arch in ("llama", "gpt2"):
-        model = hf_posenc.patch(tiny_model(arch), name, **options_for(name))
-        if patch_of(model).placements[0].beside and arch == "llama":
-            continue  # a rotation that stays is that of transformers, which rounds it
-        rounded = hf_posenc.patch(tiny_model(arch), name, **options_for(name))
-        rounded.load_state_dict({k: v.half().float() for k, v in model.state_dict().items()})
-        model.half()
-        assert model(ids).logits.dtype == torch.float16
-        assert torch.equal(model.float()(ids).logits, rounded(ids).logits)
-        assert torch.equal(model.double().float()(ids).logits, rounded(ids).logits)
-        hf_posenc.unpatch(model.to(torch.bfloat16))
-        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-        assert model(ids).logits.dtype == torch.bfloat16
+    model = hf_posenc.patch(tiny_model(arch), name, **options_for(name))
+    if patch_of(model).placements[0].beside and arch != "gpt2":
+        return  # a rotation that stays is that of transformers, which rounds it
+    rounded = hf_posenc.patch(tiny_model(arch), name, **options_for(name))
+    rounded.load_state_dict({k: v.half().float() for k, v in model.state_dict().items()})
+    model.half()
+    assert model(ids).logits.dtype == torch.float16
+    assert torch.equal(model.float()(ids).logits, rounded(ids).logits)
+    assert torch.equal(model.double().float()(ids).logits, rounded(ids).logits)
+    hf_posenc.unpatch(model.to(torch.bfloat16))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model(ids).logits.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("arch", ROTARY)
@@ -584,7 +581,7 @@ def test_patched_on_its_own_and_in_its_model(ids, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", hf_posenc.list_encodings())
+@pytest.mark.cover("encoding_kind")
 @torch.no_grad()
 def test_compile(name, ids):
     torch._dynamo.reset()

@@ -84,6 +84,9 @@ def expected_paths(name, kind, grad):
     return {"table"} if cls.relative and kind == "plain" else by_block
 
 
+CASES = {"name": [*IN_ATTENTION, *OWN], "kind": ["plain", "holes", "eager"], "grad": [False, True], "dtype": list(TOLERANCE)}
+
+
 @pytest.fixture
 def taken(monkeypatch):
     """The paths that a call goes through."""
@@ -98,10 +101,7 @@ def taken(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("kind", ["plain", "holes", "eager"])
-@pytest.mark.parametrize("name", [*IN_ATTENTION, *OWN])
+@pytest.mark.cover("name kind dtype", "encoding_kind kind grad dtype", **CASES)
 def test_every_path_in_every_dtype(name, kind, grad, dtype, taken):
     site, q, k, v = site_of(name)
     site.encoding.to(dtype)

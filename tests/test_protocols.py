@@ -91,7 +91,7 @@ def test_offset_places_the_passage_where_it_is_asked(model):
     assert abs(result.scores[0].nats - result.scores[1].nats) > 1e-3, "a learned table is not"
 
 
-@pytest.mark.parametrize("name", [name for name in hf_posenc.list_encodings() if hf_posenc.describe(name).relative])
+@pytest.mark.cover("encoding_kind", name=[name for name in hf_posenc.list_encodings() if hf_posenc.describe(name).relative])
 def test_offset_does_not_move_a_relative_encoding(name):
     model, tokens = tiny(dtype=torch.float32, max_position_embeddings=64), ids(32)
     known = hf_posenc.describe(name).options
@@ -121,7 +121,7 @@ def past_native(name):
     return [16, 48, 96] if hf_posenc.describe(name).any_length else [16, 48]
 
 
-@pytest.mark.parametrize("name", hf_posenc.list_encodings())
+@pytest.mark.cover("encoding_kind")
 def test_decoded_and_passes_through_the_cache_equal_prefix(name):
     model, tokens, lengths = tiny(dtype=torch.float32, max_position_embeddings=64), ids(96), past_native(name)
     options = {"factor": 4.0} if "factor" in hf_posenc.describe(name).options else {}

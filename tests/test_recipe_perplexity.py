@@ -186,6 +186,7 @@ def numbers(result):
     return result["scores"], result["buckets"], result["documents"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_valid_results(model, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert cli.main(slow_documents(model, tmp_path, whole)[2:]) == 0
@@ -214,6 +215,7 @@ def test_a_killed_run_goes_on_and_an_interrupted_one_leaves_valid_results(model,
     assert not (broken / UNFINISHED).exists()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(model, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"text": f"{number} rows of text, " * (number % 3 + 3)}) for number in range(7)))

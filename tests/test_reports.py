@@ -141,6 +141,7 @@ def test_one_bar_covers_all_encodings_and_no_other_is_in_it(recipe, model, tmp_p
     assert logging.is_progress_bar_enabled() and not datasets.are_progress_bars_disabled(), "those of other programs are as they were"
 
 
+@pytest.mark.slow
 def test_fine_tuning_has_no_bars_in_a_pipe(model, tmp_path, monkeypatch):
     settings = ["--model", str(model), "--encoding", "alibi", "--block_size", "32", "--max_steps", "2", "--eval_tokens", "64"]
     settings += ["--per_device_train_batch_size", "1", "--use_cpu", "true", "--save_strategy", "no"]

@@ -2,7 +2,6 @@
 
 import copy
 
-import design
 import pytest
 import reference_flex
 import simulated as simulation
@@ -29,7 +28,6 @@ CLOSE = {"atol": 2e-4, "rtol": 2e-4}
 STEPS = 2
 FAMILIES = {"gpt2": "sdpa", "gemma2": "flex_attention", "gemma3_text": "sdpa", "gpt_oss": "flex_attention"}
 """Tables of positions, softcaps, and layers with and without a window, some with sinks; by the backend that each is loaded with."""
-every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())
 pytestmark = pytest.mark.skipif(not simulation.available(), reason="needs g++, and a PyTorch without CUDA")
 
 
@@ -384,39 +382,37 @@ def one_pass(arch, name, layout, backend="sdpa", dtype=torch.float32):
                 )
 
 
-@pytest.mark.parametrize("layout", ["plain", "padded"])
-@every_encoding
+@pytest.mark.cover("name", "encoding_kind layout", layout=["plain", "padded"])
 def test_every_encoding(name, layout):
     one_pass("llama", name, layout)
 
 
-@pytest.mark.one_of_each
-@pytest.mark.parametrize("layout", ["packed", "given", "backward"])
+@pytest.mark.cover("encoding_kind", "layout", layout=["packed", "given", "backward"])
 def test_documents_and_the_backward_pass(name, layout):
     one_pass("llama", name, layout)
 
 
-@pytest.mark.one_of_each
-@pytest.mark.parametrize("arch", FAMILIES)
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.cover("encoding_kind", "arch layout", arch=FAMILIES, layout=["padded", "packed"])
 def test_families(arch, name, layout):
     one_pass(arch, name, layout, FAMILIES[arch])
 
 
+MODELS = [("llama", "sdpa"), ("llama", "flex_attention"), *FAMILIES.items()]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("arch", "backend"), [("llama", "sdpa"), ("llama", "flex_attention"), *FAMILIES.items()])
-@every_encoding
-def test_every_encoding_in_every_family_and_layout(arch, name, layout, backend):
+@pytest.mark.cover("name layout", "encoding_kind model", "encoding_stages layout model", layout=LAYOUTS, model=MODELS)
+def test_every_encoding_in_every_layout(name, layout, model):
+    arch, backend = model
     one_pass(arch, name, layout, backend)
 
 
-@pytest.mark.one_of_each
+@pytest.mark.cover("encoding_kind")
 def test_loaded_for_flex_attention(name):
     one_pass("llama", name, "padded", "flex_attention")
 
 
-@pytest.mark.one_of_each
+@pytest.mark.cover("encoding_kind")
 def test_half_precision(name):
     one_pass("llama", name, "padded", dtype=torch.bfloat16)
 
@@ -455,19 +451,17 @@ def generated(arch, name, kind, padded, prompt=(LENGTH - STEPS,), backend="sdpa"
     assert_close(found[real], wanted[real], **CLOSE)
 
 
-@every_encoding
+@pytest.mark.cover("name")
 def test_decoding(name):
     generated("llama", name, "dynamic", padded=False)
 
 
-@pytest.mark.one_of_each
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.cover("encoding_kind", "kind", kind=["dynamic", "static"])
 def test_decoding_of_padded_prompts_in_pieces(name, kind):
     generated("llama", name, kind, padded=True, prompt=(150, LENGTH - STEPS))
 
 
-@pytest.mark.one_of_each
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.cover("encoding_kind", "arch", arch=FAMILIES)
 def test_decoding_in_families(arch, name):
     generated(arch, name, "dynamic", padded=True, backend=FAMILIES[arch])
 
@@ -495,8 +489,7 @@ def felt(name, length, layers=1, padded=False, rows=1):
     return device
 
 
-@pytest.mark.parametrize("name", IN_THE_KERNEL)
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.cover("name", "encoding_stages padded", name=IN_THE_KERNEL, padded=[False, True])
 def test_launches_of_a_layer_do_not_depend_on_the_length(name, padded):
     short, long = ([felt(name, length, layers, padded) for layers in (1, 2)] for length in (256, 1024))
     assert short[1].launches - short[0].launches == long[1].launches - long[0].launches
@@ -504,7 +497,7 @@ def test_launches_of_a_layer_do_not_depend_on_the_length(name, padded):
     assert len(long[1].flex) == 2 * len(long[0].flex) > 0
 
 
-@pytest.mark.parametrize("name", design.one_of_each(IN_THE_KERNEL, design.encoding_kind))
+@pytest.mark.cover("encoding_kind", name=IN_THE_KERNEL)
 def test_the_largest_tensor_is_linear_in_the_length(name):
     few, many = (felt(name, length).largest for length in (4096, 32768))
     assert many.bytes <= 8.5 * few.bytes, many.where

@@ -41,8 +41,7 @@ def together(*jobs):
         raise errors[0]
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", hf_posenc.list_encodings())
+@pytest.mark.cover("encoding_kind", "arch", arch=["llama", "gpt2"])
 def test_with_and_without_a_cache_at_once(arch, name):
     """Each thread has its own text, length and positions; the logits are those of a single thread."""
     torch.manual_seed(3)

@@ -106,7 +106,7 @@ def follow(values, gradients, rate, low, high):
     return [min(max(r, low), high) for r in values]
 
 
-@pytest.mark.parametrize("how", ["plain", "checkpointed", "compiled"])
+@pytest.mark.parametrize("how", ["plain", "checkpointed", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kernel", ["log", "power"])
 def test_a_bound_is_left_as_soon_as_the_gradient_turns(kernel, how):
     model = hf_posenc.patch(tiny_model("llama"), "kerple", kernel=kernel).train()

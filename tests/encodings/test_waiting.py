@@ -69,8 +69,7 @@ def test_frequencies_by_length_are_settled_once_a_pass(name, looks, geometry, no
     assert not calls.count(LOOKS | COPIES)
 
 
-@pytest.mark.parametrize("queries", [1, 20])
-@pytest.mark.parametrize("name", list_encodings())
+@pytest.mark.cover("name", "encoding_kind queries", queries=[1, 20])
 def test_the_numbers_are_those_of_the_host(name, queries, geometry, request):
     torch.manual_seed(0)
     encoding = create(name, geometry, **options_for(name))
@@ -102,8 +101,7 @@ class Single(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("queries", [1, 20])
-@pytest.mark.parametrize("name", list_encodings())
+@pytest.mark.cover("name", "encoding_kind queries", queries=[1, 20])
 def test_no_float64_where_there_is_none(name, queries, geometry, single, nothing_at_hand):
     with Single():
         encoding = create(name, geometry, **options_for(name))

@@ -21,8 +21,7 @@ from hf_posenc.training.packing import cut_blocks, reads_documents
 
 LENGTHS = (4, 14, 6)
 """Of the documents of one block; the second is longer than the native context of the tiny models."""
-EVERY_ENCODING = [(family, name) for family in ("llama", "gpt2") for name in hf_posenc.list_encodings()]
-EVERY_FAMILY = [(family, name) for family in FAMILIES for name in ("alibi", "rope")]
+some_of_all = pytest.mark.cover("encoding_kind family_slot", "arch")
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +116,9 @@ def loss_alone(model):
     return (total / count).item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("family", "name"), [*EVERY_ENCODING, *EVERY_FAMILY])
-def test_a_packed_block_has_the_loss_and_the_gradients_of_its_documents(family, name):
-    model = trainable(family, name)
+@some_of_all
+def test_a_packed_block_has_the_loss_and_the_gradients_of_its_documents(arch, name):
+    model = trainable(arch, name)
     loss, gradients = loss_alone(model)
     for _ in range(2):
         model.zero_grad()
@@ -160,10 +159,10 @@ def packed_batches():
     yield "two rows", slice(None), {**again, "position_ids": positions, "attention_mask": ones.expand(2, -1)}
 
 
-@pytest.mark.parametrize(("family", "name"), [*EVERY_ENCODING, *EVERY_FAMILY])
+@some_of_all
 @torch.no_grad()
-def test_a_mask_beside_positions_that_restart_does_not_undo_packing(family, name):
-    model = trainable(family, name).eval()
+def test_a_mask_beside_positions_that_restart_does_not_undo_packing(arch, name):
+    model = trainable(arch, name).eval()
     alone = torch.cat([model(torch.tensor([document]), use_cache=False).logits for document in documents()], 1)
     for what, tokens, batch in packed_batches():
         for row in model(**batch).logits[:, tokens]:
@@ -213,6 +212,7 @@ def test_every_backend_keeps_documents_apart(name, backend):
         check_isolation(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alibi", "yarn"])
 @torch.no_grad()
 def test_compiled_too_without_a_look_at_the_values(name):
