@@ -110,6 +110,21 @@ def test_padding_and_a_cache(flash_attention, padding):
     assert_close(output.double(), reference(site, q, k, v, k_pos[:, 60:], k_pos, seen), atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("more", [{"temperature": {"name": "llama4", "floor_scale": 8, "attn_scale": 0.5}}, {"heads": "::2"}])
+def test_what_is_composed(flash_attention, more):
+    """A factor on the queries leaves the numbers of the heads alone; heads without a bias have none."""
+    q, k, v = states(90, 90)
+    site, pos = site_of(12, 4, 64), torch.arange(90)[None].expand(2, -1)
+    site.encoding = hf_posenc.create("alibi", site.encoding.geometry, **more)
+    seen = torch.ones(90, 90, dtype=torch.bool).tril()
+    output, _ = posenc_attention("flash_attention_2", site, q, k, v, None, position_ids=pos)
+    error = (output.double() - reference(site, q, k, v, pos, pos, seen)).abs().max()
+    site.encoding = hf_posenc.create("alibi", site.encoding.geometry)
+    alone, _ = posenc_attention("flash_attention_2", site, q, k, v, None, position_ids=pos)
+    noise = (alone.double() - reference(site, q, k, v, pos, pos, seen)).abs().max()
+    assert error < 3 * noise and (alone.double() - output.double()).abs().max() > 10 * noise
+
+
 def test_gradients(flash_attention):
     q, k, v = (x.requires_grad_() for x in states(50, 50))
     site, pos = site_of(12, 4, 64), torch.arange(50)[None].expand(2, -1)

@@ -14,6 +14,7 @@ import hf_posenc
 from hf_posenc.attention.choice import Prospect, choose
 from hf_posenc.encodings import ENCODINGS, Geometry, create, options_of
 from hf_posenc.encodings.base import COMPOSITIONS, OVERRIDABLE, products
+from hf_posenc.encodings.composing.made import Composed
 from hf_posenc.patching import patch_of
 
 GEOMETRY = Geometry(32, 4, 2, max_positions=12)
@@ -304,6 +305,17 @@ def test_mistakes(options, message):
     with pytest.raises(ValueError, match=message):
         hf_posenc.patch(model, "rope", **options)
     assert not patch_of(model).placements
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_what_is_around_an_encoding_hides_nothing_of_it(name):
+    """An attribute of the same name would be the other's."""
+    alone = create(name, GEOMETRY, **options_for(name))
+    composed = create(name, GEOMETRY, **options_for(name), temperature="ssmax", sliding_window=5)
+    around = {"made_of", "made_with", "heat", "firsts"}
+    assert not [own for own in around if hasattr(alone, own) and not isinstance(alone, Composed)]
+    own = [*dict(alone.named_buffers(recurse=False)), *dict(alone.named_parameters(recurse=False)), *dict(alone.named_children())]
+    assert all(type(getattr(composed, each)) is type(getattr(alone, each)) for each in own)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

@@ -202,7 +202,7 @@ class ByHead(ByParts):
 def on_heads(value: Any, name: str, geometry: Geometry, options: dict[str, Any]) -> PositionalEncoding:
     """The encoding `name` on some heads, and nothing on the others."""
     encoding = ByHead(geometry, parts=[{"name": name, "heads": value, **options}, {"name": "nope"}])
-    encoding.__class__ = made(encoding.bases, (*encoding.members, ("name", name)))
+    encoding.__class__ = made(encoding.made_of, (*encoding.made_with, ("name", name)))
     return encoding
 
 

@@ -17,9 +17,9 @@ Members = tuple[tuple[str, Any], ...]
 class Composed(PositionalEncoding):
     """What is made of other encodings: no scheme that transformers knows, and nothing for a native slot."""
 
-    bases: ClassVar[Bases] = ()
+    made_of: ClassVar[Bases] = ()
     """The classes that it was made of, the outermost first."""
-    members: ClassVar[Members] = ()
+    made_with: ClassVar[Members] = ()
     """What else it has."""
 
     def frequencies(self) -> tuple[Tensor, float] | None:
@@ -32,7 +32,7 @@ class Composed(PositionalEncoding):
         return None
 
     def __reduce__(self) -> tuple:
-        return _empty, (type(self).bases, type(self).members), self.__dict__
+        return _empty, (type(self).made_of, type(self).made_with), self.__dict__
 
 
 class ByParts(Composed):
@@ -49,14 +49,20 @@ class ByParts(Composed):
 def made(bases: Bases, members: Members = ()) -> Any:
     """The class of these `bases` and `members`, under the name of the innermost."""
     last = bases[-1]
-    own = {"bases": bases, "members": members, "__module__": last.__module__, "__qualname__": last.__qualname__, "__doc__": last.__doc__}
+    own = {
+        "made_of": bases,
+        "made_with": members,
+        "__module__": last.__module__,
+        "__qualname__": last.__qualname__,
+        "__doc__": last.__doc__,
+    }
     return type(last.__name__, bases, own | dict(members))
 
 
 def within(outer: Sequence[type[Composed]], encoding: PositionalEncoding, **members: Any) -> Any:
     """`encoding`, which becomes one of a class that does what those of `outer` do around its own, and has these `members`."""
     cls = type(encoding)
-    bases, known = (cls.bases, cls.members) if issubclass(cls, Composed) and cls.bases else ((cls,), ())
+    bases, known = (cls.made_of, cls.made_with) if issubclass(cls, Composed) and cls.made_of else ((cls,), ())
     encoding.__class__ = made((*outer, *bases), (*known, *members.items()))
     encoding.starts_as = ""
     return encoding

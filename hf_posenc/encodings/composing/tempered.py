@@ -101,7 +101,7 @@ def turns(encoding: PositionalEncoding) -> bool:
     """Whether queries or keys are turned, beyond a factor on the queries."""
     if isinstance(encoding, ByParts):
         return any(turns(part) for part in encoding.encodings())
-    cls = encoding.bases[-1] if isinstance(encoding, Composed) else type(encoding)
+    cls = encoding.made_of[-1] if isinstance(encoding, Composed) else type(encoding)
     return not issubclass(cls, Temperature) and (cls.has("rotate", "regions", "meet"))
 
 
@@ -109,5 +109,5 @@ def tells_positions(encoding: PositionalEncoding) -> bool:
     """Whether the scores of a query's keys depend on where they are: a temperature alone multiplies them all."""
     if isinstance(encoding, ByParts):
         return any(tells_positions(part) for part in encoding.encodings())
-    classes = encoding.bases if isinstance(encoding, Composed) else (type(encoding),)
+    classes = encoding.made_of if isinstance(encoding, Composed) else (type(encoding),)
     return any(cls.has(*STAGES) for cls in classes if not issubclass(cls, Tempered | Temperature))

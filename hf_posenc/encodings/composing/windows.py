@@ -34,10 +34,6 @@ class Windowed(Composed):
     firsts: tuple[First, ...]
     """Of several windows, the narrower counts."""
 
-    def near(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """Which pairs of queries and keys are left, bool; elementwise over broadcastable positions."""
-        return k_pos >= _first(self.firsts, q_pos)
-
 
 class WindowedRegions(Windowed):
     """By regions, which kernels skip the rest of."""
@@ -51,15 +47,14 @@ class WindowedBias(Windowed):
 
     def bias(self, h: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         bias = super().bias(h, q_pos, k_pos)
-        return torch.where(self.near(q_pos, k_pos), bias, -torch.inf)
+        return torch.where(k_pos >= _first(self.firsts, q_pos), bias, -torch.inf)
 
 
 class WindowedMix(Windowed):
     """Scores are mixed with those of pairs that are left."""
 
     def mix(self, scores: Tensor, block: Block) -> Tensor:
-        near = self.near(block.q_pos[:, :, None], block.k_pos[:, None])[:, None]
-        block = dataclasses.replace(block, seen=near if block.seen is None else block.seen & near)
+        near, block = _near(self.firsts, block)
         return super().mix(scores.where(near, 0), block).masked_fill(~near, -torch.inf)
 
 
@@ -67,13 +62,18 @@ class WindowedWeights(Windowed):
     """Weights are those of pairs that are left."""
 
     def normalise(self, scores: Tensor, block: Block) -> Tensor:
-        near = self.near(block.q_pos[:, :, None], block.k_pos[:, None])[:, None]
-        block = dataclasses.replace(block, seen=near if block.seen is None else block.seen & near)
+        near, block = _near(self.firsts, block)
         return super().normalise(scores.where(near, 0), block).masked_fill(~near, 0)
 
 
 def _first(firsts: tuple[First, ...], q_pos: Tensor) -> Tensor:
     return reduce(torch.maximum, (first(q_pos) for first in firsts))
+
+
+def _near(firsts: tuple[First, ...], block: Block) -> tuple[Tensor, Block]:
+    """Which pairs [B,1,Q,K] are left, and the block in which no others meet."""
+    near = (block.k_pos[:, None] >= _first(firsts, block.q_pos)[:, :, None])[:, None]
+    return near, dataclasses.replace(block, seen=near if block.seen is None else block.seen & near)
 
 
 def _bounds(keys: Any, firsts: tuple[First, ...], q_pos: Tensor) -> tuple[Tensor, Tensor]:
