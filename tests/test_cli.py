@@ -24,6 +24,12 @@ def test_list_names_every_encoding(capsys, monkeypatch):
     assert shown == set(hf_posenc.list_encodings())
 
 
+def test_mixes_are_named_with_what_they_are(capsys):
+    assert cli.main(["mixes"]) == 0
+    shown = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[:1].strip()}
+    assert shown == set(hf_posenc.list_mixes()) and all(f"`{name}`" in README.read_text() for name in shown)
+
+
 def test_models_are_types_of_transformers_that_a_patch_takes(capsys):
     assert cli.main(["models"]) == 0
     shown = capsys.readouterr().out.split()

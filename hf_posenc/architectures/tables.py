@@ -94,7 +94,7 @@ class BiasArchitecture(AddedArchitecture):
         if isinstance(encoding, Temperature):
             raise ValueError(
                 f"{encoding.name!r} cannot stand beside the bias of {backbone.config.model_type}, which a patched layer leaves out; give "
-                f"it to the encoding that takes its place: patch(model, 't5', temperature={encoding.name!r})"
+                f"it to an encoding that takes its place, by temperature={encoding.name!r}"
             )
 
     def slot_contents(
