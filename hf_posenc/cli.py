@@ -14,6 +14,11 @@ from .command import exit_status, parse_answer
 MODEL = "hub id, path, or 'demo'"
 
 
+ROOMY = 100
+"""Columns of a screen on which `list` says all; on others, the first `FEW` things."""
+FEW = 3
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand and return its exit status; a mistake of the user is one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
@@ -66,7 +71,7 @@ def filters() -> Iterator[tuple[str, bool, str]]:
 
 def _list(arguments: argparse.Namespace) -> None:
     from .catalogue import describe
-    from .tables import print_texts
+    from .tables import print_texts, screen
 
     given: dict[str, Any] = {}
     for name, answer, _ in filters():
@@ -75,8 +80,10 @@ def _list(arguments: argparse.Namespace) -> None:
     rows = []
     for d in map(describe, list_encodings(**given)):
         acts = ", ".join(d.stages) or "nothing"
-        rows.append([d.name, d.summary, d.class_, acts, d.cost, "yes" if d.needs_training else "no"])
-    print_texts(["encoding", "what it is", "class", "acts on", "cost", "to be trained"], rows)
+        rows.append([d.name, d.summary, "yes" if d.needs_training else "no", d.class_, acts, d.cost])
+    header = ["encoding", "what it is", "to be trained", "class", "acts on", "cost"]
+    shown = len(header) if screen().width >= ROOMY else FEW
+    print_texts(header[:shown], [row[:shown] for row in rows])
 
 
 def _mixes(arguments: argparse.Namespace) -> None:

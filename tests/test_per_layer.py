@@ -23,7 +23,7 @@ def ids(batch):
 
 def shaw(arch, **options):
     """Patched, with vectors large enough to matter."""
-    model = hf_posenc.patch(tiny_model(arch), "shaw", layers="all", **options)
+    model = hf_posenc.patch(tiny_model(arch), "shaw", layers="all", values=False, **options)
     with torch.no_grad():
         for encoding in encodings(model):
             encoding.table.mul_(4)
@@ -73,20 +73,20 @@ def test_saved_and_loaded(arch, ids, tmp_path):
     ours, theirs = hf_posenc.inspect(model), hf_posenc.inspect(again)
     assert (theirs.encodings, theirs.fingerprint) == (ours.encodings, ours.fingerprint)
     (request,) = json.loads((tmp_path / "config.json").read_text())["positional_encoding"]
-    assert request == {"name": "shaw", "options": {"max_distance": 5}, "layers": [0, 1]}
+    assert request == {"name": "shaw", "options": {"values": False, "max_distance": 5}, "layers": [0, 1]}
 
 
 @torch.no_grad()
 def test_some_layers_beside_others(ids, tmp_path):
     model = tiny_model("llama", num_hidden_layers=4)
-    hf_posenc.patch(model, "shaw", layers=[0, 3])
+    hf_posenc.patch(model, "shaw", layers=[0, 3], values=False)
     hf_posenc.patch(model, "alibi", layers=1)
     hf_posenc.patch(model, "fire", layers=2)
     assert [(e.name, e.layers) for e in hf_posenc.inspect(model).encodings] == [("shaw", (0, 3)), ("alibi", (1,)), ("fire", (2,))]
     assert [p.attribute for p in patch_of(model).placements] == ["positional_encoding", *(f"positional_encoding_{i}" for i in (1, 2, 3))]
     model.save_pretrained(tmp_path)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
-    hf_posenc.patch(model, "shaw", layers=[1, 2])
+    hf_posenc.patch(model, "shaw", layers=[1, 2], values=False)
     assert [(e.name, e.layers) for e in hf_posenc.inspect(model).encodings] == [("shaw", (0, 3)), ("shaw", (1, 2))]
     hf_posenc.patch(model, "alibi", layers=[3])  # overlaps the first request, which goes whole
     assert [(e.name, e.layers) for e in hf_posenc.inspect(model).encodings] == [("shaw", (1, 2)), ("alibi", (3,))]
@@ -113,7 +113,7 @@ def test_inspected_as_one(arch):
     report = hf_posenc.inspect(model)
     (live,) = report.encodings
     assert (live.name, live.layers, live.parameters) == ("shaw", (0, 1), 2 * 17 * 16)
-    assert "patched: shaw on all layers, in the attention function, 544 parameters" in str(report)
+    assert "patched: shaw, values=False on all layers, in the attention function, 544 parameters" in str(report)
     encodings(model)[1].table.data.add_(1)
     assert hf_posenc.inspect(model).fingerprint != report.fingerprint
     assert dataclasses.replace(hf_posenc.inspect(model), fingerprint="") == dataclasses.replace(report, fingerprint="")
