@@ -79,4 +79,4 @@ def test_values(geometry, random_qk):
     )
     torch.testing.assert_close(shaw.attended(weights, shaw.block(q, k, pos, pos)), expected)
     without = create("shaw", geometry, values=False)
-    assert not without.attended(weights, without.block(q, k, pos, pos)).any()
+    assert shaw.has("attended") and not without.has("attended") and without.value_table is None

@@ -56,11 +56,19 @@ class Shaw(RelativeVectors):
         rows = 1 + count("max_distance", max_distance, at_most=LONGEST_TABLE)
         self.table = nn.Parameter(torch.zeros(rows, geometry.head_dim))
         self.value_table = nn.Parameter(torch.zeros(rows, geometry.value_dim)) if flag("values", values) else None
+        if not values:
+            self.__class__ = KeysAlone
         if one_of("init", init, STARTS) == "zero":
             self.starts_as = "nope"
         else:
             for table in self.parameters():
                 nn.init.xavier_uniform_(table)
+
+
+class KeysAlone(Shaw):
+    """Without vectors for the values: what adds to the scores alone, which families can have too that weigh their values themselves."""
+
+    attended = PositionalEncoding.attended  # type: ignore[assignment]
 
 
 def distances(q_pos: Tensor, k_pos: Tensor, length: int) -> Tensor:
