@@ -86,7 +86,8 @@ def _columns(term: Term, q: Tensor, k: Tensor, scaling: float) -> tuple[Tensor, 
     else:
         left, right = parts(term.query / scaling, q.dtype), parts(term.key, k.dtype)
         if left.shape[-1] > 1:
-            left, right = left[..., [i for i, _ in PAIRS]], right[..., [j for _, j in PAIRS]]
+            left = torch.cat([left[..., i : i + 1] for i, _ in PAIRS], -1)  # a list of numbers would have to be copied to the device
+            right = torch.cat([right[..., j : j + 1] for _, j in PAIRS], -1)
     left, shared = left.expand(batch, heads, queries, -1), right.shape[1] in (1, groups)
     if shared:
         return left, right.expand(batch, groups, keys, -1)

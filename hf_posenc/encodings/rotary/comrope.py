@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..base import Geometry, precise, register
 from ..options import one_of
@@ -37,9 +36,9 @@ class ComRoPE(Generated):
         if form == "linear":
             self.share = nn.Parameter(torch.zeros(self.axes, groups, blocks))
 
-    def axis_of_blocks(self) -> Tensor:
+    def axis_of_blocks(self, device: torch.device | None = None) -> Tensor:
         """The axis of each block, [r/b] integers."""
-        return torch.arange(self.geometry.rotary_dim // self.width) % self.axes
+        return torch.arange(self.geometry.rotary_dim // self.width, device=device) % self.axes
 
     def axis_of_pairs(self) -> Tensor:
         return self.axis_of_blocks().repeat_interleave(self.width // 2)
@@ -49,5 +48,5 @@ class ComRoPE(Generated):
         if self.form == "linear":
             shares = precise(self.share, like) + 1 / self.axes
         else:
-            shares = F.one_hot(self.axis_of_blocks().to(like.device), self.axes).T[:, None].to(whole)
+            shares = self.axis_of_blocks(like.device) == torch.arange(self.axes, device=like.device)[:, None, None]
         return shares[..., None, None] * whole
