@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -54,14 +56,12 @@ class HyperbolicHoPE(PositionalEncoding):
         if pos.shape[1] == 1:
             total = self._boosted(q, k, pos, block.k_pos, pos, reach)
         else:
-            left, total = torch.ones_like(pos, dtype=torch.bool), torch.zeros_like(scores, dtype=wide)
-            while left.any():
-                start = pos.masked_fill(~left, pos.max()).amin(1, keepdim=True)
-                here = left & (pos < start + reach)
-                rows = here.any(0).nonzero()[:, 0]
-                part = self._boosted(q[:, :, rows], k, pos[:, rows], block.k_pos, start, reach)
-                total = total.index_copy(2, rows, torch.where(here[:, None, rows, None], part, total[:, :, rows]))
-                left = left & ~here
+            total = torch.zeros_like(scores, dtype=wide)
+            starts, rows = _windows(pos, reach)
+            for start, some in zip(starts, rows, strict=True):
+                here = (pos[:, some] >= start) & (pos[:, some] < start + reach)
+                part = self._boosted(q[:, :, some], k, pos[:, some], block.k_pos, start, reach)
+                total = total.index_copy(2, some, torch.where(here[:, None, :, None], part, total[:, :, some]))
         past = (block.k_pos[:, None] <= pos[:, :, None])[:, None]
         return scores + precise(torch.where(past, total, 0) * block.scaling, scores)
 
@@ -71,6 +71,22 @@ class HyperbolicHoPE(PositionalEncoding):
         after = (q_pos - start).clamp(0, reach)[:, None, :, None] * rates
         before = (start - k_pos).clamp(min=-reach)[:, None, :, None] * rates
         return products(q * (-after).exp(), k * (-before).exp())
+
+
+def _windows(pos: Tensor, reach: int) -> tuple[Tensor, Sequence[Tensor]]:
+    """Starts [W,B,1] of windows of `reach` positions that hold all of `pos` [B,Q], and the columns of `pos` that are in each for some row.
+
+    They depend on the positions, which are looked at once.
+    """
+    known, starts, columns = pos.cpu(), [], []
+    left = torch.ones_like(known, dtype=torch.bool)
+    while left.any():
+        start = known.masked_fill(~left, known.max()).amin(1, keepdim=True)
+        here = left & (known < start + reach)
+        starts.append(start)
+        columns.append(here.any(0).nonzero()[:, 0])
+        left = left & ~here
+    return torch.stack(starts).to(pos.device), torch.cat(columns).to(pos.device).split([len(x) for x in columns])
 
 
 def _sums(x: Tensor) -> Tensor:
