@@ -110,10 +110,16 @@ class EncodedKeys(SeenCache):
         keys, columns = held.keys, width_of(state, held.keys.shape[1], held.keys.dtype)
         if keys.shape[-1] <= columns:  # sized in advance, for keys alone
             return None
-        end = torch.as_tensor(held.get_seq_length(), device=keys.device).clamp(max=keys.shape[2])
+        end = length_of(held, keys.device).clamp(max=keys.shape[2])
         index = end - count + torch.arange(count, device=keys.device)
         found = unpacked(keys[..., -columns:].index_select(2, index.clamp(min=0)), state.shape[1], state.dtype)
         return torch.where((index >= 0)[:, None], found[..., : state.shape[-1] // (1 + count)], 0).to(state.device)
+
+
+def length_of(held: Any, device: torch.device) -> Tensor:
+    """How many tokens a layer of a KV cache holds, a tensor [] that is made on `device`: a number would have to be copied there."""
+    length = held.get_seq_length()
+    return length.to(device) if isinstance(length, Tensor) else torch.full((), length, device=device)
 
 
 def no_continuous_batching(*args, **kwargs):

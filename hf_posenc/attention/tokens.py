@@ -13,7 +13,7 @@ from transformers.cache_utils import BaseQuantizedLayer
 from ..encodings import PositionalEncoding, Text
 from ..encodings.base import at_hand
 from ..encodings.widths import packed, unpacked, width_of
-from .cached import SeenCache, by_name, cache_in, no_continuous_batching
+from .cached import SeenCache, by_name, cache_in, length_of, no_continuous_batching
 from .masks import visible
 from .places import AXES
 from .positions import columns_of
@@ -112,16 +112,17 @@ def _before(cache: Any, layer: int, encoding: PositionalEncoding, nothing: Tenso
     held = cache.layers[layer] if cache is not None and layer < len(cache.layers) else None
     if held is None or not held.is_initialized:
         return nothing
-    keys, length = held.keys, held.get_seq_length()
+    keys = held.keys
     columns = width_of(nothing[:, None, None], 1, keys.dtype)
     if keys.shape[3] < encoding.geometry.head_dim + columns:
-        if not int(length):
+        if not int(held.get_seq_length()):
             return nothing  # sized in advance, by a configuration
         raise ValueError(f"{encoding.name!r} goes on from what it has noted of the last token, which this KV cache was not filled with")
-    last = (torch.as_tensor(length, device=keys.device) - 1).clamp(0, keys.shape[2] - 1)
+    length = length_of(held, keys.device)
+    last = (length - 1).clamp(0, keys.shape[2] - 1)
     columns = keys[:, :1, :, -columns:].index_select(2, last[None])
     found = unpacked(columns, 1, torch.float32)[:, 0, 0].round().to(nothing)
-    return torch.where(torch.as_tensor(length, device=nothing.device) > 0, found, nothing)
+    return torch.where(length.to(nothing.device) > 0, found, nothing)
 
 
 class NotedTokens:
