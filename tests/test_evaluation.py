@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tiny import needed_by
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -100,9 +101,8 @@ def test_one_forward_gives_the_curve_of_separate_forwards(family):
 def test_one_forward_gives_the_whole_curve_of_every_encoding(name):
     """Beyond the native 64 positions too, for every encoding that is defined there: as decoded, as evaluated."""
     description = hf_posenc.describe(name)
-    options = {"factor": 4.0} if "factor" in description.options else {}
     model, tokens = tiny(dtype=torch.float32, max_position_embeddings=64), ids(128)
-    with hf_posenc.patched(model, name, **options):
+    with hf_posenc.patched(model, name, **needed_by(name)):
         result = perplexity(model, tokens, lengths=[16, 48, 128] if description.any_length else [16, 48])
         assert (result.forward, result.head) == ("one per document", "chunked")
         for score in result.scores:

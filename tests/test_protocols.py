@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from test_evaluation import ids, naive_nll, tiny
-from tiny import save_tiny
+from tiny import needed_by, save_tiny
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -94,8 +94,7 @@ def test_offset_places_the_passage_where_it_is_asked(model):
 @pytest.mark.cover("encoding_kind", name=[name for name in hf_posenc.list_encodings() if hf_posenc.describe(name).relative])
 def test_offset_does_not_move_a_relative_encoding(name):
     model, tokens = tiny(dtype=torch.float32, max_position_embeddings=64), ids(32)
-    known = hf_posenc.describe(name).options
-    options = {"factor": 4.0} if "factor" in known else {"theta": 500.0} if "theta" in known else {}
+    options = needed_by(name) or ({"theta": 500.0} if "theta" in hf_posenc.describe(name).options else {})
     result = perplexity(model, tokens, lengths=[32, 9000], encodings={name: options}, protocol="offset", target=32)[name]
     assert result.scores[0].nats == pytest.approx(result.scores[1].nats, abs=2e-3)
 
@@ -124,8 +123,7 @@ def past_native(name):
 @pytest.mark.cover("encoding_kind")
 def test_decoded_and_passes_through_the_cache_equal_prefix(name):
     model, tokens, lengths = tiny(dtype=torch.float32, max_position_embeddings=64), ids(96), past_native(name)
-    options = {"factor": 4.0} if "factor" in hf_posenc.describe(name).options else {}
-    with hf_posenc.patched(model, name, **options):
+    with hf_posenc.patched(model, name, **needed_by(name)):
         one = perplexity(model, tokens, lengths=lengths)
         decoded = perplexity(model, tokens, lengths=lengths, protocol="decoded")
         passes = perplexity(model, tokens, lengths=lengths, pass_tokens=20)

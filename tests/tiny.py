@@ -116,16 +116,21 @@ def started(name: str, **options):
     return patch_of(model).placements[0].encoding, model(torch.arange(3, 20)[None]).logits
 
 
+NEEDED = {"factor": 4.0, "digits": list(range(3, 33)), "separators": [5, 11, 24, 31]}
+
+
+def needed_by(name: str) -> dict:
+    """Options without which an encoding refuses: a factor, or the ids of tokens that it goes by."""
+    return {k: v for k, v in NEEDED.items() if k in hf_posenc.describe(name).options}
+
+
 def options_for(name: str) -> dict:
     """Options with which an encoding reaches past the native context of the tiny models, and shows what it does to such short texts."""
-    wanted = {
-        "factor": 4.0,
+    wanted = NEEDED | {
         "max_positions": 64,
         "window": 3,
         "floor_scale": 4,
         "scale_base": 2.0,
-        "digits": list(range(3, 33)),
-        "separators": [5, 11, 24, 31],
         "max_offset": 0,  # chance would make two passes in training differ
     }
     return {k: v for k, v in wanted.items() if k in hf_posenc.describe(name).options}

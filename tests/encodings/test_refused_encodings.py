@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import needed_by, tiny_model
 from torch import nn
 
 import hf_posenc
-from hf_posenc.encodings import ENCODINGS, Geometry, Region, create, options_of
+from hf_posenc.encodings import ENCODINGS, Geometry, Region, create
 from hf_posenc.encodings.contract import check_stages
 from hf_posenc.encodings.naming import check_class
 
@@ -196,7 +196,7 @@ def test_helpers_may_be_called_like_the_stage_they_stand_by(patch_with):
 @pytest.mark.parametrize("name", list(ENCODINGS))
 def test_ours_pass(name):
     check_class(ENCODINGS[name], hf_posenc.PositionalEncoding)
-    options = {"factor": 4.0} if "factor" in options_of(ENCODINGS[name]) else {}
+    options = needed_by(name)
     for geometry in (Geometry(48, 6, 3, max_positions=8), Geometry(64, 4, max_positions=2048)):
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             check_stages(create(name, geometry, **options).to(dtype), dtype)
