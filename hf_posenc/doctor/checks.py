@@ -120,8 +120,9 @@ def difference(
     if what == "decoding":
         q, pos, wanted, real = q[:, :, -1:], pos[:, -1:], wanted[:, -1:], real[:, -1:]
     more: dict[str, Any] = {"softcap": subject.softcap, "s_aux": sinks[0] if sinks else None, "sliding_window": rows.window}
-    more |= subject.handed(encoding, q, k)
     mask, site = rows.mask(subject.config, q.detach(), k.detach()), subject.site(encoding)
+    k, handed = subject.handed(encoding, q, k, rows.pos.to(subject.device), cached=what == "decoding")
+    more |= handed
     with torch.set_grad_enabled(learning):
         output = posenc_attention(subject.backend, site, q, k, v, mask, position_ids=pos.to(subject.device), **more)[0]
         found = sample.gradients(output.double(), inputs, encoding) if learning else []

@@ -32,7 +32,7 @@ def costs(subject: Subject, labels: Sequence[str], length: int) -> tuple[dict[st
 
     def call(label: str) -> Call:
         encoding = None if label == STOCK else subject.encoding(label, length, NATIVE)
-        site, more = subject.site(encoding), {} if encoding is None else subject.handed(encoding, q, k)
+        site, more = subject.site(encoding), {} if encoding is None else subject.handed(encoding, q, k, pos)[1]
         return lambda: posenc_attention(subject.backend, site, q, k, v, mask, position_ids=pos, **more)
 
     calls = {label: call(label) for label in (STOCK, *labels)}

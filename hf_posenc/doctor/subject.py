@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ..attention import PREFIX, EncodingSite
-from ..attention.cached import STATE
+from ..attention.cached import ENCODED, STATE
 from ..attention.choice import Choice, Prospect, choose
 from ..attention.entry import are_bounded
 from ..benchmarking import reaching
 from ..encodings import ENCODINGS, Geometry, PositionalEncoding, create, options_of
 from ..encodings.naming import EMBEDDING, STAGES
+from ..encodings.widths import packed
 from ..patching import patch_of
 from ..variants import name_of, own_options
 
@@ -116,12 +117,22 @@ class Subject:
         x = torch.randn(len(k), k.shape[2], self.geometry.hidden_size, generator=torch.Generator().manual_seed(3)).to(k)
         return encoding.state(x, torch.arange(k.shape[2], device=k.device).expand(len(k), -1))
 
-    def handed(self, encoding: PositionalEncoding, q: Tensor, k: Tensor) -> dict[str, Any]:
-        """What the attention function is handed beside the numbers of the heads."""
-        state = self.state(encoding, k)
-        if state is not None and not encoding.caches_state:
-            state = state[:, :, -q.shape[2] :]
-        return {} if state is None else {STATE: state}
+    def handed(
+        self, encoding: PositionalEncoding, q: Tensor, k: Tensor, pos: Tensor, cached: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Keys as the attention function is handed them, and what it is handed beside the numbers of the heads.
+
+        Args:
+            pos: of the keys, [1 or B,K]. cached: they come out of a cache, with their states.
+        """
+        state, queries = self.state(encoding, k), q.shape[2]
+        more = {} if state is None else {STATE: state if encoding.caches_state and not cached else state[:, :, -queries:]}
+        if not cached:
+            return k, more
+        key = encoding.cached_key(k, pos if encoding.axes == 1 else pos.expand(encoding.axes, -1, -1)).to(k.dtype)
+        if state is not None and encoding.caches_state:
+            key = torch.cat((key, packed(state, key.shape[1], key.dtype)), -1)
+        return key, more | {ENCODED: True}
 
     def choice(self, encoding: PositionalEncoding, length: int, what: str = "forward") -> Choice:
         """The path of a pass over a text of so many tokens."""
