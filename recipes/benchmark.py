@@ -43,6 +43,7 @@ import hf_posenc
 from hf_posenc.benchmarking import Call, Comparison, fitting, free_memory, reaching
 from hf_posenc.command import exit_status, parse_option
 from hf_posenc.compat import CACHE
+from hf_posenc.encodings import definition
 from hf_posenc.encodings.base import ENCODINGS, products
 from hf_posenc.encodings.options import one_of
 from hf_posenc.evaluation.measure import versions
@@ -231,8 +232,8 @@ def whole_square(scores: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def dense_call(model, length: int) -> Call:
     """The dense definition of the encoding of a model."""
     q, k, v, pos = states(length, model)
-    encoding = encoding_of(model)
-    return lambda: whole_square(encoding.scores(q, k, pos, pos), v)
+    encoding, seen = encoding_of(model), torch.ones(1, 1, length, length, dtype=torch.bool, device=q.device).tril()
+    return lambda: definition.attention(encoding, q, k, v, pos, pos, seen)
 
 
 def two_score_matrices(model, length: int) -> Call:
