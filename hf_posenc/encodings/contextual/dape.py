@@ -18,6 +18,8 @@ class AroundBias(PositionalEncoding):
     relative = True
     per_layer = True
     needs_training = "pretraining or fine-tuning"
+    b1: nn.Parameter
+    """Of the units that f has in between."""
 
     def __init__(self, geometry: Geometry, base: str, options: dict[str, Any] | None):
         super().__init__(geometry)
@@ -41,7 +43,10 @@ class AroundBias(PositionalEncoding):
     def mix(self, scores: Tensor, block: Block) -> Tensor:
         wide = torch.float64 if scores.dtype == torch.float64 else block.q_pos.dtype
         bias = self.base.bias_matrix(block.q_pos.to(wide), block.k_pos.to(wide)).to(scores.dtype).expand_as(scores)
-        return scores + bias + self.changed(torch.cat((scores, bias), 1), cast(Tensor, block.seen))
+        seen = cast(Tensor, block.seen).expand(-1, -1, scores.shape[2], -1)
+        rows = max(1, scores.shape[1] * scores.shape[2] // max(len(self.b1), 2 * scores.shape[1]))  # f holds no more than the scores do
+        pieces = zip(scores.split(rows, 2), bias.split(rows, 2), seen.split(rows, 2), strict=True)
+        return scores + bias + torch.cat([self.changed(torch.cat((a, b), 1), part) for a, b, part in pieces], 2)
 
     def changed(self, both: Tensor, seen: Tensor) -> Tensor:
         """f [B,H,Q,K] of products and biases [B,2H,Q,K]."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +37,14 @@ class DAPEv2(AroundBias):
         if not kernel % 2:
             raise ValueError(f"kernel must be odd, to reach as far to both sides, got {kernel}")
         inner = nn.Conv2d(2 * heads, width, (1, kernel))
-        self.w1, self.b1 = inner.weight, inner.bias
+        self.w1, self.b1 = inner.weight, cast(nn.Parameter, inner.bias)
         self.w2, self.b2 = nn.Parameter(torch.zeros(heads, width, 1, kernel)), nn.Parameter(torch.zeros(heads))
 
     def changed(self, both: Tensor, seen: Tensor) -> Tensor:
         reach, seen = (0, self.w1.shape[-1] // 2), seen.any(1, keepdim=True)
         order = seen.byte().argsort(dim=-1, descending=True, stable=True)  # side by side what a query sees, whatever is hidden between
         both, seen = both.gather(-1, order.expand(len(both), both.shape[1], -1, -1)), seen.gather(-1, order)
-        inner = F.conv2d(both.masked_fill(~seen, 0), self.w1.to(both), self.b1.to(both), padding=reach)  # type: ignore[union-attr]
+        inner = F.conv2d(both.masked_fill(~seen, 0), self.w1.to(both), self.b1.to(both), padding=reach)
         inner = F.leaky_relu(inner).masked_fill(~seen, 0)
         found = F.conv2d(inner, self.w2.to(both), self.b2.to(both), padding=reach)
         return found.gather(-1, order.argsort(-1).expand_as(found))
