@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Block, Geometry, PositionalEncoding, precise, register
+from ..base import Block, Geometry, PositionalEncoding, precise, register, widest
 from ..bias.alibi import native_slopes
 from ..options import LONGEST_TABLE, count
 
@@ -49,8 +49,8 @@ class GRAPEPath(PositionalEncoding):
     def mix(self, scores: Tensor, block: Block) -> Tensor:
         own, others = (cast(Tensor, state).to(scores) for state in (block.q_state, block.k_state))
         a, b = F.rms_norm(others, others.shape[-1:]).chunk(2, -1)
-        angle = block.k_pos[:, None, :, None].to(scores)
-        cos, sin = angle.cos(), angle.sin()
+        angle = block.k_pos[:, None, :, None].to(widest(scores.device))  # float32 has no radians beyond 2**24
+        cos, sin = angle.cos().to(scores), angle.sin().to(scores)
         turned = torch.cat((a * cos + b * sin, b * cos - a * sin), -1)
         price = F.logsigmoid(own @ turned.mT / own.shape[-1]) * self.slopes.to(scores)[:, None, None]
         price = price.masked_fill(~cast(Tensor, block.seen), 0)
