@@ -6,6 +6,7 @@ from ..base import Geometry, register
 from ..options import count
 from .shaw import RelativeKeys
 
+SCALES = 8
 REACH = 7
 """Widths after which a wavelet is nothing: there (1 - t^2) exp(-t^2 / 2) is 1e-9."""
 
@@ -18,15 +19,15 @@ class WaveletPE(RelativeKeys):
     psi(t) = (1 - t^2) exp(-t^2 / 2): each dimension d has a scale a of 1, 2, 4 ... and a shift b of 0, 1, 2 ... of its own.
 
     Args:
-        scales: how many there are; the shifts are as many as make D with them.
+        scales: how many there are, by default 8 or D, whichever is less; the shifts are as many as make D with them.
 
     No parameters, yet the queries have to learn what to make of p: needs training. No code of the authors was found; the scales and
     shifts, and the factor 1 / sqrt(a), follow descriptions of the paper.
     """
 
-    def __init__(self, geometry: Geometry, *, scales: int = 8):
+    def __init__(self, geometry: Geometry, *, scales: int | None = None):
         super().__init__(geometry)
-        self.scales = count("scales", scales, at_most=min(geometry.head_dim, 16))
+        self.scales = count("scales", min(SCALES, geometry.head_dim) if scales is None else scales, at_most=min(geometry.head_dim, 16))
 
     def reset_buffers(self) -> None:
         width = self.geometry.head_dim
