@@ -46,6 +46,7 @@ def setting(name, heads=4, groups=2, width=16, queries=40, keys=40, batch=2, nat
     if "max_positions" in options:
         options["max_positions"] = 100 + 4 * keys  # positions may jump
     site = Site(hf_posenc.create(name, geometry, **options), heads // groups)
+    keys = keys if site.encoding.axes == 1 else queries  # where keys lie on several axes only their cache knows
     q = torch.randn(batch, heads, queries, width, generator=generator)
     k, v = (torch.randn(batch, groups, keys, width, generator=generator) for _ in range(2))
     return site, q, k, v
@@ -61,7 +62,7 @@ def posenc_attention(backend, site, q, k, v, mask, **kwargs):
 
 def reference(encoding, q, k, v, q_pos, k_pos, seen):
     """Softmax over the visible scores in float64; rows that see nothing give 0."""
-    seen = seen.expand(len(q), -1, -1, -1) if seen.ndim == 4 else seen
+    seen = (seen if seen.ndim == 4 else seen[None, None]).expand(len(q), -1, -1, -1)
     q, k, v = q.double(), k.double(), encoding.value(v.double(), k_pos)
     pos = (q_pos, k_pos) if encoding.axes == 1 else (q_pos.expand(encoding.axes, -1, -1), k_pos.expand(encoding.axes, -1, -1))
     state = state_of(encoding, k)
