@@ -54,7 +54,7 @@ class TUPE(Limited):
 
     def projected(self, pos: Tensor, projection: Tensor, like: Tensor) -> Tensor:
         """The vectors of positions `pos` [B,T], normalised and projected: [B,H,T,D]."""
-        vectors = precise(F.embedding(pos, self.table), like)
+        vectors = precise(F.embedding(pos.clamp(min=0), self.table), like)  # padding may lie before 0
         weight, bias = (precise(x, like) for x in (self.norm.weight, self.norm.bias))
         projected = F.layer_norm(vectors, weight.shape, weight, bias, self.norm.eps) @ precise(projection, like)
         return projected.unflatten(-1, (self.geometry.num_heads, -1)).transpose(1, 2)
