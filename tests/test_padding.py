@@ -11,6 +11,7 @@ from transformers import DynamicCache, GPT2DoubleHeadsModel, QuantizedCache, Sta
 import hf_posenc
 from hf_posenc.encodings import ENCODINGS
 from hf_posenc.encodings.naming import EMBEDDING
+from hf_posenc.patching import patch_of
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
@@ -43,6 +44,8 @@ def caches(config):
 def test_every_padding_with_every_cache(arch, name):
     """Prefilled at once, in pieces that end within the padding, and token by token; in float64, so that nothing hides in rounding."""
     model, seen = patched(arch, name).double(), paddings()
+    if any(placement.encoding.lookback for placement in patch_of(model).placements):
+        seen = seen[:2]  # a convolution along the text reaches into padding that lies within it
     ids = torch.randint(3, 60, seen.shape, generator=torch.Generator().manual_seed(2))
     alone = [model(row[mask][None], use_cache=False).logits[0] for row, mask in zip(ids, seen, strict=True)]
     positions = (seen.long().cumsum(-1) - 1).masked_fill(~seen, 1)  # what `generate` gives to padding is any number

@@ -144,7 +144,10 @@ class PositionalEncoding(nn.Module):
     caches_state: ClassVar[bool] = True
     """The state of a token lies beside its key in the KV cache; otherwise queries alone have one, and it is forgotten."""
     lookback: int = 0
-    """Tokens before each whose states its `state` has too, made by `trailing`: those that lie in the KV cache are filled in."""
+    """Tokens before each whose states its `state` has too, made by `trailing`: those that lie in the KV cache are filled in.
+
+    Padding before a text is none of them; padding within it is.
+    """
     noted: int = 0
     """Numbers that `notes` says of each token."""
     adds_columns: ClassVar[bool] = False
