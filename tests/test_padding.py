@@ -100,7 +100,7 @@ def test_quantized_cache(name):
     assert_close(model(ids, **inputs, past_key_values=cache).logits[seen], model(ids, **inputs, use_cache=False).logits[seen], **CLOSE)
 
 
-@pytest.mark.cover("name", "encoding_stages given", given=[(), ("attention_mask",), ("position_ids",), ("attention_mask", "position_ids")])
+@pytest.mark.cover("encoding_stages", "given", given=[(), ("attention_mask",), ("position_ids",), ("attention_mask", "position_ids")])
 @torch.no_grad()
 def test_several_choices_in_a_row(name, given):
     """GPT-2 takes [batch, choices, tokens] and makes one batch of it, after positions are settled."""

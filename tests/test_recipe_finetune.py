@@ -249,7 +249,7 @@ def truncate(file):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
-@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, pytest.param(Path.unlink, marks=pytest.mark.slow)])
 def test_a_run_goes_on_from_the_last_whole_checkpoint(damage, name, model, text, tmp_path, capsys):
     argv = arguments(model, text, tmp_path, "--encoding", "alibi")
     fit(argv)

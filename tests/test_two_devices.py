@@ -191,19 +191,13 @@ def moves_no_more_than_stock(arch, name, layout, when):
     assert all(x <= most for x, most in zip(found, allowed, strict=True)), (found, allowed)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", KINDS)
-def test_an_encoding_of_each_kind(name, layout):
-    moves_no_more_than_stock("llama", name, layout, "after")
+@pytest.mark.cover("name", "layout when", name=KINDS, layout=LAYOUTS, when=["before", "after"])
+def test_an_encoding_of_each_kind(name, layout, when):
+    """Dispatched before the patch, or after it."""
+    moves_no_more_than_stock("llama", name, layout, when)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_dispatched_after_the_patch(name):
-    moves_no_more_than_stock("llama", name, "padded", "before")
-
-
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("arch", ["gpt2", "gemma3_text"])
+@pytest.mark.cover("name", "arch", name=KINDS, arch=["gpt2", "gemma3_text"])
 def test_families(arch, name):
     felt(arch, name, "chunks")
     moves_no_more_than_stock(arch, name, "padded", "after")
