@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from tiny import options_for, state_of, tiny_model
 from torch import nn
@@ -76,6 +76,14 @@ def reference(encoding, q, k, v, q_pos, k_pos, seen):
     return (output + encoding.attended(weights, block) if encoding.has("attended") else output).transpose(1, 2)
 
 
+def setting_of(case):
+    """The setting of a case, unless the encoding refuses in words such heads: an odd number of them, or of pairs."""
+    try:
+        return setting(**case)
+    except ValueError:
+        reject()
+
+
 @st.composite
 def cases(draw):
     groups = draw(st.integers(1, 3))
@@ -113,7 +121,7 @@ def test_any_shape_and_mask(case, kind, window, offset, grad):
     """Random heads, groups, widths, cache lengths, offsets, padding, documents, windows: output and gradients of q, k, v."""
     if kind == "packing":
         case = case | {"keys": case["queries"]}  # documents are packed where there is no cache
-    site, q, k, v = setting(**case)
+    site, q, k, v = setting_of(case)
     q_pos, k_pos, seen = masks(torch.Generator().manual_seed(case["seed"]), kind, q.shape[2], k.shape[2], len(q))
     q_pos, k_pos = q_pos + 100 * offset, k_pos + 100 * offset
     if window is not None:
@@ -143,7 +151,7 @@ def check(site, q, k, v, q_pos, k_pos, seen, grad):
 def test_any_visibility_at_all(case, kind, grad):
     """Masks with holes or with any first key, and positions that jump: no path may take them for something simpler."""
     case = case | {"keys": case["queries"]}
-    site, q, k, v = setting(**case)
+    site, q, k, v = setting_of(case)
     generator, length = torch.Generator().manual_seed(case["seed"]), q.shape[2]
     steps = torch.randint(1, 4, (len(q), length), generator=generator) if kind == "holes" else torch.ones(len(q), length, dtype=torch.long)
     seen = (torch.rand(len(q), 1, length, length, generator=generator) < 0.7).tril()
