@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import options_for, tiny_model
+from tiny import options_for, tiny_for
 from torch.testing import assert_close
 from transformers import StaticCache
 
@@ -24,7 +24,7 @@ def fresh():
 
 
 def patched(name, arch="llama"):
-    model = tiny_model(arch)
+    model = tiny_for(name, arch)
     torch.manual_seed(7)
     return hf_posenc.patch(model, name, layers="all", **options_for(name)), torch.randint(2, 60, (2, 24))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ class Processes:
 
             # without `cpu`, accelerate runs on as one process where there is no accelerator
             self.state = PartialState(cpu=not torch.accelerator.is_available())
+            atexit.register(self.state.destroy_process_group)  # or its threads may abort a process that has done its work
             if self.state.num_processes != announced:
                 raise ValueError(f"the launcher announced {announced} processes, {self.state.num_processes} have met")
 

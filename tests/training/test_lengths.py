@@ -107,6 +107,7 @@ import json, pathlib, sys
 sys.path.insert(0, sys.argv[2])
 from test_lengths import distributed
 pathlib.Path(sys.argv[1] + "-" + __import__("os").environ["RANK"]).write_text(json.dumps(distributed(sys.argv[1])))
+__import__("torch").distributed.destroy_process_group()
 """
 
 

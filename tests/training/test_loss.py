@@ -308,6 +308,7 @@ assert trainer.accelerator.num_processes == 2 and type(trainer.model_wrapped).__
 if trainer.is_world_process_zero():
     pathlib.Path(sys.argv[2]).write_text(json.dumps(losses))
 sharded()
+__import__("torch").distributed.destroy_process_group()
 """
 
 

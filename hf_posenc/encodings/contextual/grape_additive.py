@@ -68,4 +68,5 @@ class GRAPEAdditive(PositionalEncoding):
         v, slope = precise(vectors, like), precise(self.slopes, like) * F.softplus(precise(self.w, like))
         v = F.normalize(v, dim=-1, eps=EPS) if self.directed else v
         met = v.unflatten(0, (x.shape[1], -1)) @ precise(x, like).mT * x.shape[-1] ** -0.5
-        return F.softplus(met).flatten(1, 2) * slope[:, None]
+        # This is softplus, whose own gradient the compiler (torch 2.13) takes to lie in memory otherwise than it does.
+        return torch.logaddexp(met, met.new_zeros(())).flatten(1, 2) * slope[:, None]

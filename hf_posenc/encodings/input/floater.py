@@ -70,6 +70,8 @@ class Floater(Limited):
     def _solved(self, start: str, nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """p and h [N,H,D] at tokens 0, stride, 2 stride ..."""
         parameters = tuple(self.parameters())
+        if torch.compiler.is_compiling():  # a graph sees neither changes of parameters nor what is kept
+            return self._solve(start, nodes, like)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         if learning or any(p.is_inference() for p in parameters):  # the latter do not count their changes
             self.kept.clear()

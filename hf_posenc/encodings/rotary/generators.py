@@ -79,7 +79,7 @@ class Generated(PositionalEncoding):
         """R(pos) x, of x [B,H,T,D] at positions [n,1 or B,T]."""
         wide, groups = widest(x.device), self.geometry.num_kv_heads
         exponent = torch.einsum("nbt,ngkij->bgtkij", pos.to(wide), self.generators(x).to(wide))
-        turns = precise(torch.matrix_exp(exponent.contiguous()), x)[:, :, None] * self.base.attention_factor
+        turns = precise(torch.matrix_exp(exponent.flatten(0, 3)).view(exponent.shape), x)[:, :, None] * self.base.attention_factor
         ordered = precise(x, x).index_select(-1, self.order).unflatten(1, (groups, -1))
         parts = ordered[..., : self.geometry.rotary_dim].unflatten(-1, (-1, self.width))
         # A sum of products, which autocast leaves in float32.

@@ -19,6 +19,4 @@ class YaRNTemperature(ByFactor):
     Works without training.
     """
 
-    @property
-    def constant(self) -> float:
-        return super().constant ** 2
+    power = 2
