@@ -59,6 +59,13 @@ class OnAxes(PositionalEncoding):
         each = pos.movedim(0, -1)[..., self.pairs]
         return turn_pairs(x, *cos_sin(each, self.base.inv_freq, self.base.attention_factor, x), self.geometry)
 
+    def turn_along(self, x: Tensor, pos: Tensor, shares: Tensor) -> Tensor:
+        """The same where pair k of key-value head g turns by its frequency times the sum over the axes of shares [G,n,k] * positions."""
+        wide = widest(x.device)
+        angle = torch.einsum("nbt,gnk->bgtk", pos.to(wide), (shares * self.base.inv_freq).to(wide))
+        cos, sin = (precise(part, x) * self.base.attention_factor for part in (angle.cos(), angle.sin()))
+        return turn_pairs(x, cos, sin, self.geometry)
+
 
 @register("rope_nd")
 class RoPEND(OnAxes):
@@ -100,8 +107,4 @@ class RoPEND(OnAxes):
     def turn(self, x: Tensor, pos: Tensor) -> Tensor:
         if self.layout != "mixed":
             return super().turn(x, pos)
-        shares = precise(self.share, x) + F.one_hot(self.pairs, self.axes).mT
-        wide = widest(x.device)
-        angle = torch.einsum("nbt,gnk->bgtk", pos.to(wide), (shares * self.base.inv_freq).to(wide))
-        cos, sin = (precise(part, x) * self.base.attention_factor for part in (angle.cos(), angle.sin()))
-        return turn_pairs(x, cos, sin, self.geometry)
+        return self.turn_along(x, pos, precise(self.share, x) + F.one_hot(self.pairs, self.axes).mT)
