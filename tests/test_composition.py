@@ -34,6 +34,8 @@ SOME = {
     "heads, all": ("alibi", {"heads": [0, 3], "temperature": "ssmax", "sliding_window": 5}),
     "gates": ("fox", {"temperature": STEP, "sliding_window": 5}),
     "weights": ("stick_breaking", {"sliding_window": 5, "temperature": "ssmax"}),
+    "beside the embeddings": ("alibi", {"embedding": "sinusoidal", "temperature": STEP}),
+    "beside the tokens": ("fire", {"embedding": {"name": "abacus", "digits": list(range(3, 33))}}),
     "parts": ("by_head", {"parts": [{"name": "yarn", "factor": 2.0, "heads": [2, 3], "temperature": STEP}, {"name": "shaw"}]}),
 }
 """A composition or two of each kind: an encoding with options of every encoding."""
@@ -321,3 +323,53 @@ def test_what_is_around_an_encoding_hides_nothing_of_it(name):
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_no_encoding_has_an_option_of_its_own_under_the_name_of_one_of_all(name):
     assert not set(options_of(ENCODINGS[name])) & set(COMPOSITIONS)
+
+
+# -- embeddings ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_an_encoding_of_the_embeddings_beside_one_of_the_attention():
+    """The numbers of the inner encoding alone, on embeddings to which the other was added by hand."""
+    numbers = torch.arange(10, 22)[None]
+    numbers[:, ::5] = 50  # what is no digit
+    model = hf_posenc.patch(tiny_model("llama"), "fire", embedding={"name": "abacus", "digits": list(range(3, 33))})
+    encoding = patch_of(model).placements[0].encoding
+    encoding.beside.table.normal_()
+    place = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1])
+    by_hand = hf_posenc.patch(tiny_model("llama"), "fire", layers="all")
+    for mine, placement in zip(patch_of(model).placements, patch_of(by_hand).placements, strict=True):
+        placement.encoding.load_state_dict({k: v for k, v in mine.encoding.state_dict().items() if "beside" not in k})
+    vectors = by_hand.get_input_embeddings()(numbers) + encoding.beside.table[place]
+    assert_close(model(numbers).logits, by_hand(inputs_embeds=vectors).logits, **CLOSE)
+    assert (model(numbers).logits - by_hand(numbers).logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("fire", "alibi", "does not act on the embeddings, or not on them alone. There are .*abacus.*sinusoidal"),
+        ("fire", "bipe", "does not act on the embeddings, or not on them alone"),
+        ("sinusoidal", "abacus", "acts on the embeddings, or reads tokens, itself"),
+        ("bipe", "sinusoidal", "acts on the embeddings, or reads tokens, itself"),
+        ("fire", "abacuss", "did you mean 'abacus'"),
+        ("fire", ["abacus"], "a name, or"),
+    ],
+)
+def test_what_cannot_be_beside(name, value, message):
+    with pytest.raises(ValueError, match=f"(?i){message}"):
+        create(name, GEOMETRY, embedding=value)
+
+
+def test_the_embeddings_are_those_of_all_layers_and_are_added_once():
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="reaches every layer"):
+        hf_posenc.patch(model, "fire", layers=[0], embedding="sinusoidal")
+    gemma, table = tiny_model("gemma3_text"), create("sinusoidal", patch_of(tiny_model("gemma3_text")).geometry(0))
+    hf_posenc.patch(gemma, "rope", layers="all", embedding="sinusoidal")
+    assert len(patch_of(gemma).placements) == 2  # for two native geometries
+    seen, ids = [], torch.arange(3, 9)[None]
+    gemma.model.layers[0].register_forward_pre_hook(lambda _, args, kwargs: seen.append((*args, *kwargs.values())[0]), with_kwargs=True)
+    gemma(ids)
+    expected = table.embed(gemma.get_input_embeddings()(ids), torch.arange(6)[None])
+    assert_close(seen[0], expected)

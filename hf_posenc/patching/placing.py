@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from ..attention.columns import WIDEST
 from ..attention.columns import WIDTH as COLUMNS
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.composing.by_head import ByHead
+from ..encodings.composing.embedded import OPTION as EMBEDDED
 from ..encodings.contract import check_stages
 from ..encodings.naming import SCORING
 from ..encodings.temperature.base import Temperature
@@ -39,19 +41,22 @@ def placed(record: Patch, request: Request, index: int, native_slot: bool = True
         native_slot: use the native slot of the model where it can hold the encoding.
     """
     placements: list[Placement] = []
+    options = dict(request.options)
     cls = ENCODINGS[request.name]
     counts_heads = issubclass(cls, ByHead) or "heads" in request.options or "temperature" in request.options
     for layers in record.alike(request.layers, cls.rotary, *([False] if counts_heads else [])):
         while layers:
-            placements.append(_place(record, request, layers, index + len(placements), native_slot))
+            if placements:  # one of them acts on the embeddings
+                options.pop(EMBEDDED, None)
+            placements.append(_place(record, request, options, layers, index + len(placements), native_slot))
             layers = layers[len(placements[-1].layers) :]
     return placements
 
 
-def _place(record: Patch, request: Request, layers: tuple[int, ...], index: int, native_slot: bool) -> Placement:
-    """One encoding for all of `layers`, or for the first of them where each has its own."""
+def _place(record: Patch, request: Request, options: dict[str, Any], layers: tuple[int, ...], index: int, native_slot: bool) -> Placement:
+    """One encoding with `options` for all of `layers`, or for the first of them where each has its own."""
     architecture = record.architecture
-    encoding = create(request.name, record.geometry(layers[0]), **request.options)
+    encoding = create(request.name, record.geometry(layers[0]), **options)
     if encoding.per_layer:
         layers = layers[:1]
     table = _table(record)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..architectures.base import forward_is_foreign
 from ..encodings import ENCODINGS
 from ..encodings.base import COMPOSITIONS
+from ..encodings.composing.embedded import OPTION as EMBEDDED
 from ..encodings.naming import EMBEDDING, STAGES
 from ..encodings.rotary.scaling import ScaledRoPE
 from ..verdict import warn
@@ -138,8 +139,13 @@ def _check_reach(request: Request, requests: Sequence[Request], limited: bool, r
     """
     cls = ENCODINGS[request.name]
     does_nothing = not cls.has(*STAGES) and not any(option in request.options for option in COMPOSITIONS)
-    if cls.has(*EMBEDDING) and (limited or len(requests) > 1):
-        raise ValueError(f"{request.name!r} is added to the embeddings and reaches every layer; layers= cannot restrict it")
+    embedded = request.options.get(EMBEDDED)
+    if (cls.has(*EMBEDDING) or embedded) and (limited or len(requests) > 1):
+        which = repr(embedded or request.name)
+        raise ValueError(
+            f"{which} is added to the embeddings and reaches every layer; layers= cannot restrict it. Beside an encoding of the attention "
+            f"it is an option of that one: patch(model, name, {EMBEDDED}={which})"
+        )
     complete = {i for each in requests for i in each.layers} == set(record.attentions)
     if not complete and not record.architecture.rotates and does_nothing:
         raise ValueError(f"the position table of this model feeds every layer, so {request.name!r} cannot be limited to some of them")
