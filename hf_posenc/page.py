@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
+from .extras import extra
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -34,7 +34,16 @@ pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap:
 """
 
 
+def check_pages() -> None:
+    """Raise ImportError where what makes pages and the pictures in them is not installed."""
+    with extra("report"):
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+
+
 def render(template: str, **values: Any) -> str:
     """A template that extends "page", with its `title` among the values; whatever a value holds is shown, not obeyed."""
+    with extra("report"):
+        from jinja2 import DictLoader, Environment, StrictUndefined
     pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=DictLoader({"page": PAGE}))
     return pages.from_string(template).render(**values)

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from .extras import extra
 from .files import replace_atomically
 
 Curve = Mapping[int, float]
@@ -157,8 +158,9 @@ def heights(axes: Any, line: Any) -> dict[float, float]:
 
 def new_figure(width: float, height: float) -> Any:
     """A figure, in inches, that belongs to no window system and to no global state of matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with extra("report"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -188,7 +190,8 @@ def label_clipped(axes: Any, curves: Mapping[str, Curve], top: float) -> None:
 
 def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | None) -> None:
     """Scales, ticks, labels, lines told apart, the mark of the training length and the legend."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+    with extra("report"):
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

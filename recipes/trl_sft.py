@@ -3,20 +3,23 @@
     python recipes/trl_sft.py --encoding yarn --factor 2 --max-steps 20
 
 trains the demo model (SmolLM2-135M-Instruct) on little sums, a minute on two CPU cores (loss 1.5 -> 0.4), loads it again and checks
-that the positional encoding is the one that was trained. Every other flag is one of TRL's SFTConfig. Needs `pip install trl`.
+that the positional encoding is the one that was trained. Every other flag is one of TRL's SFTConfig. Needs `pip install 'hf_posenc[trl]'`.
 """
 
 import sys
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import SFTConfig, SFTTrainer
 
 import hf_posenc
 from hf_posenc.command import exit_status
 from hf_posenc.evaluation.models import ModelArguments, load_tokenizer
+from hf_posenc.extras import extra
 from hf_posenc.flags import Foreign, parse
 from hf_posenc.variants import EncodingArguments, name_of, patch_options
+
+with extra("trl"):
+    from trl import SFTConfig, SFTTrainer
 
 DEFAULTS = {
     "output_dir": "runs/trl-sft",

@@ -1,8 +1,12 @@
 """No module of the package depends on one that depends on it, not even for a type or inside a function."""
 
 import ast
+import re
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import hf_posenc
 
@@ -45,3 +49,36 @@ def test_what_perplexity_and_retrieval_share_knows_neither_and_they_do_not_know_
         if module.startswith("hf_posenc.evaluation."):
             others = [kind for kind in kinds if not module.startswith(kind)]
             assert not [each for each in imported(module, path) if each.startswith(tuple(others))], module
+
+
+def test_a_library_is_required_or_its_import_names_the_extra_that_brings_it():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required, extras = names(project["dependencies"]), {extra: names(given) for extra, given in project["optional-dependencies"].items()}
+    found = {}
+    for path in (*ROOT.rglob("*.py"), *(ROOT.parent / "recipes").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        within = {id(node): block for block in ast.walk(tree) if isinstance(block, ast.With) for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            for library in libraries(node) - required:
+                found.setdefault(library, set()).add(extra_of(within.get(id(node))))
+    brought = {library: {extra for extra in extras if library in extras[extra]} for library in found}
+    assert found == brought | {"flash_attn": {None}} and {"matplotlib", "jinja2", "gguf", "peft", "trl"} < set(found)  # used where it is
+
+
+def names(requirements):
+    return {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in requirements}
+
+
+def libraries(node):
+    """The distributions that an import statement needs, but for Python's own and ours."""
+    sources = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    sources += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+    top = {source.partition(".")[0] for source in sources} - {*sys.stdlib_module_names, "hf_posenc"}
+    return {{"yaml": "pyyaml"}.get(name, name) for name in top}
+
+
+def extra_of(block):
+    """NAME in `with extra(NAME)`."""
+    call = block.items[0].context_expr if block else None
+    return call.args[0].value if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "extra" else None

@@ -44,6 +44,20 @@ def test_an_encoding_of_ones_own_needs_torch_alone():
     assert python(code).split() == ["True", "False"]
 
 
+def test_an_import_adds_a_handful_of_modules_and_a_patch_no_model_code():
+    """Beside what a user of transformers has: first with nothing of it used, then with a model at hand."""
+    code = "import sys, torch, transformers; has = set(sys.modules); import hf_posenc; print(*sys.modules.keys() - has); "
+    code += "from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM; has = set(sys.modules); "
+    first, second = python(code + "from hf_posenc import patch, perplexity; print(*sys.modules.keys() - has)").splitlines()
+    assert tops(first) == {"hf_posenc", "lazy_loader", "wrapt"} and len(first.split()) <= 30, first
+    assert tops(second) <= {"hf_posenc", "transformers"} and "hf_posenc.encodings.bias.alibi" in second.split()
+    assert not [name for name in second.split() if name.startswith("transformers.models")]
+
+
+def tops(modules: str) -> set[str]:
+    return {name.partition(".")[0] for name in modules.split()}
+
+
 ORDERS = {  # each is a new process: two now, the others with the slow tests
     "ours first": "import hf_posenc; from transformers import AutoModelForCausalLM",
     "theirs first, nothing of it": "import transformers, hf_posenc; from transformers import AutoModelForCausalLM",

@@ -21,6 +21,7 @@ from ..evaluation.models import encoded, inspect_model
 from ..evaluation.report import own_bar_only
 from ..files import check_writable, write_atomically
 from ..flags import parse
+from ..page import check_pages
 from .arguments import APART, CompareArguments, Variant, read_variants
 from .base import build, open_base, weights_digest
 from .data import digest, read_corpus
@@ -69,6 +70,7 @@ def prepare(arguments: CompareArguments) -> Study:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.cuda.device_count() > 1:
         raise ValueError("a study runs in one process on one device: start it without torchrun, and choose with CUDA_VISIBLE_DEVICES=0")
     if not arguments.dry_run:
+        check_pages()
         check_writable(arguments.output_dir)
     variants = read_variants(arguments)
     base = open_base(arguments)

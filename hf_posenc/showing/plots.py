@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..extras import extra
 from ..plotting import COLOURS, new_axes, new_figure, plain, styles
 from .numbers import NEAR, Row, View
 
@@ -53,7 +54,8 @@ def draw_past(axes: Any, view: View) -> None:
 
 def draw_heads(axes: Any, view: View, row: Row, linestyle: str = "-", named: bool = True) -> None:
     """A line for each head, or one where all are alike; the band is one standard deviation over contents."""
-    from matplotlib import colormaps
+    with extra("report"):
+        from matplotlib import colormaps
 
     heads, distances = range(1 if row.alike else len(row.mean)), row.distances.numpy()
     everything = "all heads" if view.subject.attends else "embeddings"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..encodings import Geometry
 from ..files import check_writable, write_atomically
+from ..page import check_pages
 from ..plotting import save
 from ..variants import STOCK, Encodings, plan_of
 from .html import page
@@ -51,7 +52,9 @@ def show(
     Raises:
         ValueError: no encoding, an unknown one, or one that the model cannot have.
         OSError: the folder cannot be written.
+        ImportError: what draws is not installed.
     """
+    check_pages()
     plan = plan_of(encodings or ((STOCK,) if model is not None else ()))
     if not plan:
         raise ValueError("nothing to show: name encodings (`hf-posenc list`), or give a model")

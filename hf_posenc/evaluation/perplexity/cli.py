@@ -15,7 +15,7 @@ from ...variants import EncodingArguments
 from ..corpus import Document, Text, TextArguments, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
 from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer
 from ..processes import Processes
-from ..report import own_bar_only
+from ..report import own_bar_only, pictures
 from ..side_by_side import UNFINISHED, SideBySide, settings_of, started
 from .documents import peeked, stream, usable
 from .key_tokens import KeyTokens
@@ -152,8 +152,9 @@ class Curves(SideBySide[Result]):
         write_atomically(self.output / "perplexity.csv", to_csv(results))
         native = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         curves = {name: result.curve for name, result in results.items()}
-        plot_perplexity(curves, self.output / "perplexity.png", title=heading(next(iter(results.values()))), train_length=native)
-        print(f"written to {self.output}: one JSON per encoding, perplexity.csv, perplexity.png")
+        print(f"written to {self.output}: one JSON per encoding, perplexity.csv")
+        with pictures():
+            print(plot_perplexity(curves, self.output / "perplexity.png", heading(next(iter(results.values()))), native))
 
 
 @dataclass

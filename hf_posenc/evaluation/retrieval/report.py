@@ -9,7 +9,7 @@ from typing import Any
 from ...files import write_atomically
 from ...tables import print_numbers
 from ...variants import file_name
-from ..report import csv_text, optional
+from ..report import csv_text, optional, pictures
 from .result import PasskeyResult
 
 Results = Mapping[str, PasskeyResult]
@@ -22,10 +22,11 @@ def report(results: Results, output: Path, model: Any) -> None:
     print_table(results)
     write_atomically(output / "passkey.csv", to_csv(results))
     native = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for name, result in results.items():
-        file, title = output / f"passkey-{file_name(name)}.png", f"{heading(result)}\n{label(result)}"
-        plot_retrieval(result.grid(), file, title=title, train_length=native)
-    print(f"written to {output}: one JSON and one heat map per encoding, passkey.csv")
+    print(f"written to {output}: one JSON per encoding, passkey.csv")
+    with pictures():
+        for name, result in results.items():
+            file, title = output / f"passkey-{file_name(name)}.png", f"{heading(result)}\n{label(result)}"
+            print(plot_retrieval(result.grid(), file, title=title, train_length=native))
 
 
 def print_table(results: Results) -> None:
