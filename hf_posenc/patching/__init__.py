@@ -1,11 +1,12 @@
 """Putting encodings into one model, and taking them out again.
 
-`record` holds what was changed, `asking` makes requests of what is asked for, `placing` builds encodings for a model, `configuration`
-says it in the configuration, `saving` in a checkpoint, `installing` does and undoes it in the modules, `twin` and `proof` show that it
-works, `recognising` tells what a model is, `verbs` is what a user calls. Each knows those before it.
+`record` holds what was changed, `asking` makes requests of what is asked for, `backends` says what can carry them, `configuration` says
+it in the configuration, `saving` in a checkpoint, `installing` does and undoes it in the modules, `placing` builds encodings for a
+model, `twin`, `running` and `proof` show that it works, `recognising` tells what a model is, `verbs` is what a user calls. Each knows
+those before it.
 """
 
-from .installing import apply
+from .placing import apply
 from .record import Patch, Placement, Request
 from .verbs import patch, patch_of, patched, unpatch
 

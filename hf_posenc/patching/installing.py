@@ -18,19 +18,10 @@ from ..attention.settled import Forget, Remember
 from ..attention.tokens import NotedTokens
 from ..encodings import PositionalEncoding
 from ..verdict import avoided
+from .backends import check_backend
 from .configuration import configure, own_config, restore, share, stock_config
-from .placing import check_backend, planned
-from .record import RECORD, Patch, Placement, Request
+from .record import RECORD, Patch, Placement
 from .saving import save_as_patched
-
-
-def apply(record: Patch, *requests: Request, native_slot: bool = True) -> None:
-    """Carry out requests, beside those on other layers and in place of those on the same.
-
-    Args:
-        native_slot: use the native slot of the model where it can hold the encoding.
-    """
-    replace(record, planned(record, requests, native_slot))
 
 
 def replace(record: Patch, after: list[Placement]) -> None:

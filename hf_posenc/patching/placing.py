@@ -1,4 +1,4 @@
-"""Building the encodings that a request asks for, without touching the model."""
+"""Building the encodings that requests ask for, before the model is touched."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import Any
 
 import torch
 
-from ..attention.columns import WIDEST
-from ..attention.columns import WIDTH as COLUMNS
-from ..encodings import ENCODINGS, PositionalEncoding, create
+from ..encodings import ENCODINGS, create
 from ..encodings.composing.by_head import ByHead
 from ..encodings.composing.embedded import OPTION as EMBEDDED
 from ..encodings.contract import check_stages
-from ..encodings.naming import SCORING
 from ..encodings.temperature.base import Temperature
+from .backends import check_backend
+from .installing import replace
 from .record import Patch, Placement, Request, attribute_name
+
+
+def apply(record: Patch, *requests: Request, native_slot: bool = True) -> None:
+    """Carry out requests, beside those on other layers and in place of those on the same.
+
+    Args:
+        native_slot: use the native slot of the model where it can hold the encoding.
+    """
+    replace(record, planned(record, requests, native_slot))
 
 
 def planned(record: Patch, requests: Sequence[Request], native_slot: bool = True) -> list[Placement]:
@@ -83,28 +91,3 @@ def _table(record: Patch) -> torch.Tensor | None:
         if placement.encoding.table_rows() is not None:
             return placement.encoding.table_rows()
     return record.architecture.native_table(record.native)
-
-
-def check_backend(record: Patch, backend: str, placements: Sequence[Placement]) -> None:
-    """Raise ValueError if attention `backend` cannot carry one of the placements."""
-    for placement in placements:
-        if placement.in_attention and (why := _cannot_carry(record, backend, placement.encoding)):
-            raise ValueError(
-                f"{placement.request.name!r} changes the attention scores, which attention backend {backend!r} cannot carry{why}; "
-                f"load the model with attn_implementation= one of {', '.join(record.architecture.seam.scores)}"
-            )
-
-
-def _cannot_carry(record: Patch, backend: str, encoding: PositionalEncoding) -> str:
-    """Why not, in words that go on from "cannot carry"; nothing if it can."""
-    scores = [stage for stage in SCORING if encoding.has(stage)]
-    seam = record.architecture.seam
-    if backend in seam.scores or (backend in seam.flash and not scores):
-        return ""
-    if backend not in seam.flash or scores != ["bias"] or not encoding.has("columns"):
-        return " at all"
-    if getattr(record.backbone.config, "attn_logit_softcapping", None) is not None:
-        return ", because its softcap would cap the bias too"
-    if encoding.geometry.head_dim + COLUMNS > WIDEST:
-        return f" in heads that are {encoding.geometry.head_dim} wide, because it needs {COLUMNS} more"
-    return ""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,28 +21,25 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ..architectures.tables import BiasArchitecture
-from ..attention.cached import arguments_of, cache_in
 from ..attention.probe import Handed
-from ..attention.tokens import embedded as with_embeddings
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.base import products
 from ..encodings.composing.by_head import ByHead
 from ..encodings.naming import EMBEDDING
 from ..encodings.rotary.rope import BY_LENGTH
 from .configuration import configs_in, own_config
-from .installing import apply, install, uninstall
+from .installing import uninstall
+from .placing import apply
 from .record import Patch, Placement, Request, attribute_name
+from .running import TOKENS, called, decode, having, is_trying, look, nowhere, positions, run, trying
 from .twin import twin_of
 
-TOKENS = 8
 LARGE = 1 << 28
 """Parameters from which a model is not run for a proof."""
 ROUNDING = 1e-3
 """Difference, relative to the largest number or to what positions change, that float32 leaves between two ways to the same result."""
 
 _proven: set[tuple] = set()
-_trying: ContextVar[bool] = ContextVar("posenc_trying", default=False)
-"""A proof is being made: a class that patches itself when it is built does so in its twin too."""
 
 
 def prove(record: Patch, requests: Sequence[Request]) -> None:
@@ -55,11 +51,10 @@ def prove(record: Patch, requests: Sequence[Request]) -> None:
     backend = record.architecture.seam.tried_with(record.live_backend)
     family = (type(record.backbone), id(record.architecture), backend, written(record.native_config()))
     wanted = (*family, *(_key(request) for request in requests))
-    if wanted in _proven or _trying.get():
+    if wanted in _proven or is_trying():
         return
-    token = _trying.set(True)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with trying():
             _try(record, requests, family not in _proven)
     except ValueError:
         raise
@@ -68,8 +63,6 @@ def prove(record: Patch, requests: Sequence[Request]) -> None:
             f"{type(record.backbone).__name__} cannot be patched: a trial with {TOKENS} tokens ended in {type(error).__name__}: {error}. "
             "Nothing was changed; verify=False patches without a trial"
         ) from error
-    finally:
-        _trying.reset(token)
     _proven.update((family, wanted))
 
 
@@ -79,12 +72,8 @@ def prove_structure(record: Patch) -> None:
     Raises:
         ValueError: it has not, or it cannot be tried.
     """
-    token = _trying.set(True)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            _prove_family(twin_of(record))
-    finally:
-        _trying.reset(token)
+    with trying():
+        _prove_family(twin_of(record))
 
 
 def _try(record: Patch, requests: Sequence[Request], family: bool) -> None:
@@ -162,13 +151,13 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _prove_family(subject: Patch) -> None:
     """What holds for every patch of this family and configuration."""
-    seen, stock = _look(subject), _run(subject)
+    seen, stock = look(subject), run(subject)
     for i, handed in seen.items():
         _check_sizes(subject, i, handed)
-    architecture, config, pos = subject.architecture, subject.backbone.config, _positions(subject)
+    architecture, config, pos = subject.architecture, subject.backbone.config, positions(subject)
     elsewhere = architecture.elsewhere(config, pos)
-    with _with(subject, [_nowhere(subject)]):
-        free, moved, without = _look(subject), _look(subject, pos=elsewhere), _run(subject)
+    with having(subject, [nowhere(subject)]):
+        free, moved, without = look(subject), look(subject, pos=elsewhere), run(subject)
     for i in seen:
         here, there = (_unscaled(subject, i, *at) for at in ((free[i], pos), (moved[i], elsewhere)))
         _check(subject, i, here, there, "still depends on positions when the native encoding is switched off")
@@ -209,14 +198,14 @@ def _prove_rotation(
 
 def _prove_cache(subject: Patch, stock: Tensor) -> None:
     """That a rotation in the attention function means the same to cached keys; where the stock model has a KV cache, and it works."""
-    decoded, rotations = _decode(subject), {i: subject.rotation(i) for i in subject.attentions}
+    decoded, rotations = decode(subject), {i: subject.rotation(i) for i in subject.attentions}
     if decoded is None or not all(_may_turn(subject, each) for each in rotations.values()):
         return
     leeway = max(ROUNDING, 50 * _away(decoded, stock))  # some recurrent layers are less exact one token at a time
-    with _with(subject, _placements(subject, rotations)):
-        whole, decoded = _run(subject), _decode(subject)
+    with having(subject, _placements(subject, rotations)):
+        whole, decoded = run(subject), decode(subject)
     if decoded is None or not _away(decoded, whole) <= leeway:
-        raise ValueError(f"{_name(subject)} cannot be patched: its KV cache does not hold the keys that its attention gets")
+        raise ValueError(f"{called(subject)} cannot be patched: its KV cache does not hold the keys that its attention gets")
 
 
 def _away(decoded: Tensor, whole: Tensor) -> float:
@@ -227,7 +216,7 @@ def _away(decoded: Tensor, whole: Tensor) -> float:
 def _prove_table(subject: Patch, seen: dict[int, Handed], free: dict[int, Handed], stock: Tensor, without: Tensor) -> None:
     for i, handed in seen.items():
         if torch.equal(handed.query, free[i].query):
-            raise ValueError(f"{_name(subject)} cannot be patched: layer {i} does not react to the position table")
+            raise ValueError(f"{called(subject)} cannot be patched: layer {i} does not react to the position table")
     _compare(subject, _still(subject), without, stock - without, "a bias of zero")
 
 
@@ -238,7 +227,7 @@ def _still(subject: Patch) -> dict[int, PositionalEncoding]:
 
 def _prove_bias(subject: Patch, native: dict[int, Any], stock: Tensor, without: Tensor) -> None:
     if torch.equal(stock, without):
-        raise ValueError(f"{_name(subject)} cannot be patched: it does not react to the bias of its positions")
+        raise ValueError(f"{called(subject)} cannot be patched: it does not react to the bias of its positions")
     if all(native.values()):
         _compare(subject, native, stock, stock - without, "the native bias")
     _compare(subject, _still(subject), without, stock - without, "a bias of zero")
@@ -259,26 +248,26 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
     try:
         apply(subject, *requests)
         placements = list(subject.placements)
-        seen = _look(subject)
-        finite = bool(_run(subject).isfinite().all())
+        seen = look(subject)
+        finite = bool(run(subject).isfinite().all())
     finally:
         uninstall(subject)
     names = ", ".join(repr(request.name) for request in requests)
     if not finite:
-        raise ValueError(f"with {names} {_name(subject)} gives numbers that are not finite")
+        raise ValueError(f"with {names} {called(subject)} gives numbers that are not finite")
     if any(p.in_table for p in placements):
         return  # the table in the slot of a table is the family's own way
     if any(p.encoding.has(*EMBEDDING) for p in placements):
         _prove_embedding(subject, names)
-    wanted = _look(subject) if all(p.beside for p in placements) else _wanted(subject, placements, native)
+    wanted = look(subject) if all(p.beside for p in placements) else _wanted(subject, placements, native)
     for i, handed in seen.items():
         _check(subject, i, wanted[i], handed, f"does not get {names} as asked")
 
 
 def _wanted(subject: Patch, placements: Sequence[Placement], native: dict[int, Any]) -> dict[int, Handed]:
     """What each layer is to hand to its attention with `placements`, of which some take the native encoding out."""
-    with _with(subject, [_nowhere(subject)]):
-        free = _look(subject, embedded=[p.encoding for p in placements if p.encoding.has(*EMBEDDING)])
+    with having(subject, [nowhere(subject)]):
+        free = look(subject, embedded=[p.encoding for p in placements if p.encoding.has(*EMBEDDING)])
     turning = native | {i: p.encoding if p.native else None for p in placements if not p.beside for i in p.layers}
     return {i: free[i] if turning[i] is None else _turned(subject, i, turning[i], free[i]) for i in free}
 
@@ -290,29 +279,23 @@ def _prove_embedding(subject: Patch, names: str) -> None:
     if table is None or table.shape[1] != own.table.shape[1]:
         return
     own.adopt(table)
-    stock, layers = _run(subject), tuple(subject.attentions)
-    with _with(subject, [Placement(Request(own.name, {}, layers), layers, own.to(subject.device), attribute_name(0), False)]):
-        added = _run(subject)
+    stock, layers = run(subject), tuple(subject.attentions)
+    with having(subject, [Placement(Request(own.name, {}, layers), layers, own.to(subject.device), attribute_name(0), False)]):
+        added = run(subject)
     if not _close(added, stock, stock):
         raise ValueError(
-            f"{names} is added to the embeddings, but this {_name(subject)} does something else to them before it adds its own positions; "
+            f"{names} is added to the embeddings, but this {called(subject)} does something else to them before it adds its own positions; "
             "use an encoding that acts in the attention"
         )
 
 
-def _nowhere(subject: Patch) -> Placement:
-    """No encoding, in any layer."""
-    layers = tuple(subject.attentions)
-    return Placement(Request("nope", {}, layers), layers, create("nope", subject.geometry(layers[0])), attribute_name(0), False)
-
-
 def _compare(subject: Patch, encodings: dict[int, PositionalEncoding], wanted: Tensor, effect: Tensor, what: str) -> None:
     """Raise unless `encodings` in the attention function give the output `wanted`, up to rounding beside the `effect` of positions."""
-    with _with(subject, _placements(subject, encodings)):
-        error = (_run(subject) - wanted).abs().max()
+    with having(subject, _placements(subject, encodings)):
+        error = (run(subject) - wanted).abs().max()
     if not error <= max(20 * ROUNDING * float(effect.abs().max()), ROUNDING * 0.01 * float(wanted.abs().max())):
         raise ValueError(
-            f"{_name(subject)} cannot be patched: {what} in the attention function gives other numbers than the stock model "
+            f"{called(subject)} cannot be patched: {what} in the attention function gives other numbers than the stock model "
             f"(off by {error:.1e}, where positions change {effect.abs().max():.1e})"
         )
 
@@ -335,7 +318,7 @@ def _check_sizes(subject: Patch, layer: int, handed: Handed) -> None:
     told, found = (geometry.num_heads, geometry.num_kv_heads, geometry.head_dim), (query.shape[1], key.shape[1], query.shape[-1])
     if told != found:
         raise ValueError(
-            f"{_name(subject)} cannot be patched: layer {layer} is said to have {told[0]} query and {told[1]} key-value heads of width "
+            f"{called(subject)} cannot be patched: layer {layer} is said to have {told[0]} query and {told[1]} key-value heads of width "
             f"{told[2]}, but has {found[0]} and {found[1]} of width {found[2]}"
         )
 
@@ -343,7 +326,7 @@ def _check_sizes(subject: Patch, layer: int, handed: Handed) -> None:
 def _check(subject: Patch, layer: int, wanted: Handed, handed: Handed, fault: str) -> None:
     for want, have in ((wanted.query, handed.query), (wanted.key, handed.key)):
         if want.shape != have.shape or not (want - have).abs().max() <= ROUNDING * want.abs().max():
-            raise ValueError(f"{_name(subject)} cannot be patched: layer {layer} {fault}")
+            raise ValueError(f"{called(subject)} cannot be patched: layer {layer} {fault}")
 
 
 def _check_scale(subject: Patch, layer: int, handed: Handed) -> None:
@@ -353,11 +336,11 @@ def _check_scale(subject: Patch, layer: int, handed: Handed) -> None:
         wanted = scores.masked_fill(handed.weights == 0, -torch.inf).softmax(-1)
         if not (wanted - handed.weights).abs().max() <= ROUNDING:
             fault = f"does not put the factor {handed.scaling:g} on its products of queries and keys"
-            raise ValueError(f"{_name(subject)} cannot be patched: layer {layer} {fault}")
+            raise ValueError(f"{called(subject)} cannot be patched: layer {layer} {fault}")
 
 
 def _turned(subject: Patch, layer: int, encoding: Any, handed: Handed) -> Handed:
-    attention, pos = subject.attentions[layer], _positions(subject)
+    attention, pos = subject.attentions[layer], positions(subject)
     with torch.no_grad():
         return Handed(*subject.architecture.turned(attention, encoding.to(pos.device), handed.query, handed.key, pos))
 
@@ -375,99 +358,3 @@ def _unscaled(subject: Patch, layer: int, handed: Handed, pos: Tensor) -> Handed
     """What a layer hands over at `pos`, without the temperature of the family."""
     scale = subject.architecture.query_scale(subject.backbone.config, layer, pos)
     return handed if scale is None else Handed(handed.query / scale[:, None, :, None], handed.key)
-
-
-def _name(subject: Patch) -> str:
-    return type(subject.backbone).__name__
-
-
-# -- running ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _with(subject: Patch, placements: list[Placement]) -> Iterator[None]:
-    install(subject, placements)
-    try:
-        yield
-    finally:
-        uninstall(subject)
-
-
-def _look(subject: Patch, pos: Tensor | None = None, embedded: Sequence[PositionalEncoding] = ()) -> dict[int, Handed]:
-    """What each layer hands to its attention, where no layer attends to anything.
-
-    Args:
-        pos: positions [1,Q]; by default from 0.
-        embedded: encodings that act on the embeddings beforehand.
-    """
-    ids = _tokens(subject)
-    inputs: dict[str, Any] = {"input_ids": ids} | ({} if pos is None else {"position_ids": pos})
-    for encoding in embedded:
-        inputs = with_embeddings(subject.backbone, inputs, encoding, _positions(subject), [min(subject.attentions)])
-    with subject.architecture.seam.looking(subject.backbone.config, subject.attentions.values()) as seen:
-        _forward(subject, inputs)
-    for i, attention in subject.attentions.items():
-        if attention not in seen:
-            raise ValueError(f"{_name(subject)} cannot be patched: the attention of layer {i} never reaches {subject.architecture.seam}")
-    return {i: seen[attention] for i, attention in subject.attentions.items()}
-
-
-def _run(subject: Patch) -> Tensor:
-    """Last hidden states [1,Q,M], through the plain definition of attention where the family can be asked for it."""
-    with _implementation(subject, _tried_with(subject)):
-        return _forward(subject, {"input_ids": _tokens(subject)}).last_hidden_state
-
-
-def _tried_with(subject: Patch) -> str:
-    """The attention implementation of a trial."""
-    seam = subject.architecture.seam
-    backend = seam.tried_with(subject.live_backend)
-    return seam.implementation(backend) if any(p.in_attention for p in subject.placements) else backend
-
-
-def _decode(subject: Patch) -> Tensor | None:
-    """The last hidden state [1,1,M] of the last token, after a KV cache of the others; None for a family that keeps none, or fails."""
-    ids = _tokens(subject)
-    with _implementation(subject, _tried_with(subject)):
-        try:
-            cache = cache_in(_forward(subject, {"input_ids": ids[:, :-1]}, use_cache=True))
-            name = next((name for name in arguments_of(subject.backbone) if name in ("cache", "past_key_values")), None)
-            if cache is None or name is None:
-                return None
-            return _forward(subject, {"input_ids": ids[:, -1:], name: cache}, use_cache=True).last_hidden_state
-        except Exception:
-            if subject.placements:
-                raise
-            return None
-
-
-@torch.no_grad()
-def _forward(subject: Patch, inputs: dict[str, Any], use_cache: bool = False) -> Any:
-    beside = subject.architecture.beside(subject.backbone)
-    with torch.autocast(inputs["inputs_embeds" if "inputs_embeds" in inputs else "input_ids"].device.type, enabled=False):
-        return subject.backbone(**inputs, **beside, use_cache=use_cache, return_dict=True)
-
-
-def _tokens(subject: Patch) -> Tensor:
-    """Token ids [1,Q], none twice; a row each where tokens have several."""
-    embedding = subject.embedding
-    count = min(TOKENS, subject.max_positions, len(embedding))
-    ids = torch.arange(1, 1 + count, device=embedding.device)[None] * (len(embedding) // (count + 1) or 1) % len(embedding)
-    return ids.expand(subject.architecture.ids_per_token(subject.backbone.config), -1)
-
-
-def _positions(subject: Patch) -> Tensor:
-    """Where the tokens stand, [1,Q]."""
-    ids = _tokens(subject)
-    return torch.arange(ids.shape[1], device=ids.device)[None]
-
-
-@contextmanager
-def _implementation(subject: Patch, name: str) -> Iterator[None]:
-    config = subject.backbone.config
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

@@ -15,7 +15,7 @@ from hf_posenc.attention import probe
 from hf_posenc.attention.entry import GIVEN
 from hf_posenc.attention.hooks import ReadableMask
 from hf_posenc.attention.structured import in_blocks
-from hf_posenc.patching import Request, apply, patch_of, proof
+from hf_posenc.patching import Request, apply, patch_of, proof, running
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 IDS = torch.tensor([[5, 9, 2, 40, 17, 8, 33, 21, 4, 11, 61, 7]])
@@ -34,7 +34,7 @@ def unproven(monkeypatch):
 def queries_at(model, layer, pos):
     """What reaches the attention function of `layer` where all tokens are one, at `pos`: [H,Q,D]."""
     attention = patch_of(model).attentions[layer]
-    with probe.looking() as seen, proof._implementation(patch_of(model), probe.NAME):
+    with probe.looking() as seen, running.implementation(patch_of(model), probe.NAME):
         logits(model, torch.full((1, len(pos)), 5), position_ids=torch.tensor([pos]))
     return seen[attention].query[0]
 
@@ -192,7 +192,7 @@ def test_without_an_encoding_keys_are_chosen_as_beside_a_bias(model_type):
     record = patch_of(model)
     for layers in (tuple(record.attentions), (0,)):
         zeros = {i: proof.NoBias(record.geometry(i)) for i in layers}
-        with proof._with(record, proof._placements(record, zeros)):
+        with running.having(record, proof._placements(record, zeros)):
             wanted = logits(model)
         assert_close(logits(hf_posenc.patch(model, "nope", layers=layers)), wanted, **CLOSE)
         hf_posenc.unpatch(model)
