@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator
 from inspect import signature
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from .catalogue import list_encodings
@@ -17,6 +19,8 @@ MODEL = "hub id, path, or 'demo'"
 ROOMY = 100
 """Columns of a screen on which `list` says all; on others, the first `FEW` things."""
 FEW = 3
+TRAINING = "training"
+"""What `list` takes for a class of encodings: the position schemes, which are there while a model is trained, and are no encodings."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,10 +43,11 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = add("list", "all encodings, or those that are as asked, with what they act on", _list)
     for name, answer, help in filters():
+        help = f"{help} or {TRAINING!r}, position schemes" if name == "class_" else help
         listing.add_argument(*flags(name.strip("_")), dest=name, help=help, metavar="yes|no" if answer else name.strip("_").upper())
     add("mixes", "all mixes of encodings by layer", _mixes)
     add("models", "all model types that can be patched", _models)
-    describing = add("describe", "formula, source, options, properties and cost of one encoding", _describe)
+    describing = add("describe", "formula, source, options, properties and cost of one encoding, mix or position scheme", _describe)
     describing.add_argument("encoding", help="name, with options as yarn:factor=4 where a model is given")
     describing.add_argument("--model", help=f"{MODEL}: how far it is from itself right after the patch")
     showing = add("show", "what encodings do to scores and embeddings: one picture, one page", _show)
@@ -77,6 +82,8 @@ def _list(arguments: argparse.Namespace) -> None:
     for name, answer, _ in filters():
         value = getattr(arguments, name)
         given[name] = parse_answer(flags(name)[0], value) if answer and value is not None else value
+    if given["class_"] == TRAINING:
+        return _list_schemes([flags(name.strip("_"))[0] for name, value in given.items() if value is not None])
     rows = []
     for d in map(describe, list_encodings(**given)):
         acts = ", ".join(d.stages) or "nothing"
@@ -84,6 +91,15 @@ def _list(arguments: argparse.Namespace) -> None:
     header = ["encoding", "what it is", "to be trained", "class", "acts on", "cost"]
     shown = len(header) if screen().width >= ROOMY else FEW
     print_texts(header[:shown], [row[:shown] for row in rows])
+
+
+def _list_schemes(asked: list[str]) -> None:
+    from .tables import print_texts
+    from .training import describe_scheme, list_schemes
+
+    if len(asked) > 1:
+        raise ValueError(f"position schemes are no encodings, and have no {asked[1]}: leave it out")
+    print_texts(["scheme", "what it is"], [[d.name, d.summary] for d in map(describe_scheme, list_schemes())])
 
 
 def _mixes(arguments: argparse.Namespace) -> None:
@@ -103,16 +119,33 @@ def _describe(arguments: argparse.Namespace) -> None:
     from .catalogue import describe
 
     label, options = arguments.encoding, dict[str, Any]()
+    name = label.partition(":")[0]
+    if _is_scheme(name):
+        return _describe_scheme(name, bool(arguments.model) or label != name)
     if arguments.model or ":" in label:
         from .variants import read_plan
 
         ((label, options),) = read_plan([label]).items()
-    print(describe(label.partition(":")[0], **{name: value for name, value in options.items() if name != "layers"}))
+    print(describe(label.partition(":")[0], **{option: value for option, value in options.items() if option != "layers"}))
     if arguments.model:
         from .evaluation.demo_model import resolve_model
         from .evaluation.warm_start import warm_start_of
 
         print(warm_start_of(resolve_model(arguments.model), label, options))
+
+
+def _is_scheme(name: str) -> bool:
+    """Whether there is such a position scheme. Each has a file of its name, and to import them all takes a while."""
+    folder = Path(__file__).parent / "training" / "schemes"
+    return name in {module.name for module in pkgutil.iter_modules([str(folder)])}
+
+
+def _describe_scheme(name: str, more: bool) -> None:
+    from .training import describe_scheme
+
+    if more:
+        raise ValueError(f"{name!r} is a position scheme for training: it is described without options and without --model")
+    print(describe_scheme(name))
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import hf_posenc
 from hf_posenc import cli
+from hf_posenc.training import describe_scheme, list_schemes
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -28,6 +29,19 @@ def test_mixes_are_named_with_what_they_are(capsys):
     assert cli.main(["mixes"]) == 0
     shown = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[:1].strip()}
     assert shown == set(hf_posenc.list_mixes()) and all(f"`{name}`" in README.read_text() for name in shown)
+
+
+def test_position_schemes_are_a_class_of_their_own(capsys):
+    assert cli.main(["list", "--class", "training"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line[:1].strip()} == set(list_schemes())
+    assert cli.main(["list", "--class", "training", "--needs_training", "yes"]) == 1
+    assert capsys.readouterr().err == "error: position schemes are no encodings, and have no --needs-training: leave it out\n"
+
+
+@pytest.mark.parametrize("name", list_schemes())
+def test_describe_prints_a_position_scheme(name, capsys):
+    assert cli.main(["describe", name]) == 0
+    assert capsys.readouterr().out == f"{describe_scheme(name)}\n"
 
 
 def test_models_are_types_of_transformers_that_a_patch_takes(capsys):
@@ -56,7 +70,15 @@ def test_inspect_reports_what_is_saved(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["describe", "yran"], ["inspect", "nowhere/at/all"], ["compare", "--steps", "0"], ["finetune", "gone.yaml"]]
+    "words",
+    [
+        ["describe", "yran"],
+        ["describe", "cape:scale=2"],
+        ["describe", "cape", "--model", "demo"],
+        ["inspect", "nowhere/at/all"],
+        ["compare", "--steps", "0"],
+        ["finetune", "gone.yaml"],
+    ],
 )
 def test_mistakes_are_one_line(words, capsys):
     assert cli.main(words) == 1

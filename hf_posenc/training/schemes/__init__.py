@@ -25,6 +25,11 @@ class SchemeDescription:
     options: dict[str, Any]
     whole: bool
 
+    @property
+    def summary(self) -> str:
+        """The first line of the documentation."""
+        return self.documentation.split("\n")[0]
+
     def __str__(self) -> str:
         options = ", ".join(name if value is inspect.Parameter.empty else f"{name}={value!r}" for name, value in self.options.items())
         facts = [f"options: {options or 'none'}", f"positions: {'whole numbers' if self.whole else 'between whole numbers'}"]
