@@ -116,9 +116,10 @@ def at_hand(x: Tensor) -> bool:
 class PositionalEncoding(nn.Module):
     """Base of all encodings: override one stage, rarely two; every other stage is the identity.
 
-    Shapes: B batch, H query heads, G key-value heads, Q queries, K keys, D head width, M model width. Positions are
-    integer tensors in tokens. Learned parameters are ordinary `nn.Parameter`s; everything else a stage needs is rebuilt
-    from the geometry by `reset_buffers`, in float32 whatever the dtype of the model.
+    Shapes: B batch, H query heads, G key-value heads, Q queries, K keys, D head width, M model width. Positions are in
+    tokens: integers, or real numbers where a caller places tokens between them. Learned parameters are ordinary
+    `nn.Parameter`s; everything else a stage needs is rebuilt from the geometry by `reset_buffers`, in float32 whatever the
+    dtype of the model.
     """
 
     name: ClassVar[str]
