@@ -99,9 +99,12 @@ def test_a_temperature_multiplies_the_products_of_any_encoding_and_nothing_else(
     content = products(*plain.meet(block)) * block.scaling if plain.has("meet") else plain.content_scores(q, block.k, pos, pos)
     multiplied = create("nope", GEOMETRY).scores(q, k, pos, pos) if plain.adds_columns else content
     heated = content + multiplied * (factor - 1)
-    seen_products_alone = plain.has("mix") and not plain.has("bias", "context_bias")
-    expected = plain.mix(heated, block) if seen_products_alone else heated + (theirs - content)
     seen = (pos[:, None, :] <= pos[:, :, None])[:, None] & theirs.isfinite()
+    if plain.has("bias", "context_bias") or not plain.has("mix"):
+        expected = heated + (theirs - content)
+    else:  # where scores double with the queries, they are products, whoever makes them
+        linear = torch.allclose((scores_of(plain, 2 * q, k, pos) - 2 * theirs).where(seen, 0), torch.zeros(()).double(), atol=1e-9)
+        expected = theirs * factor if linear else plain.mix(heated, block)
     assert_close(*(x.where(seen, 0) for x in (ours, expected)), rtol=1e-6, atol=1e-9)
     assert torch.equal(ours.isfinite(), theirs.isfinite())
 
@@ -228,6 +231,17 @@ def test_every_backend_computes_the_definition(which, batch):
         for backend in ("eager", "flex_attention"):
             model.set_attn_implementation(backend)
             assert_close(model(**batch).logits[keep], sdpa, **CLOSE)
+
+
+@torch.no_grad()
+def test_padding_that_stands_before_keys_it_sees_is_no_number_for_others():
+    """What `generate` gives to padding within a text is position 1: within the window of the mixture there is nothing but the future."""
+    model = hf_posenc.patch(tiny_model("llama"), "dape", attention_chunk=4)
+    ids, mask = torch.arange(3, 17)[None], torch.ones(1, 14, dtype=torch.long)
+    mask[0, 9:11] = 0
+    positions, keep = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1), mask[0].bool()
+    logits = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    assert_close(logits[0, keep], model(ids[:, keep], use_cache=False).logits[0], **CLOSE)
 
 
 # -- what becomes of it ---------------------------------------------------------------------------------------------------

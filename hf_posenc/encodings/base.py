@@ -153,6 +153,8 @@ class PositionalEncoding(nn.Module):
     """Numbers that `notes` says of each token."""
     adds_columns: ClassVar[bool] = False
     """By what `meet` makes queries wider, something is added to the products: no temperature multiplies that."""
+    mixes_products: ClassVar[bool] = False
+    """What `mix` adds to the scores are products of the queries of its block too, which a temperature multiplies."""
     per_layer: bool = False
     """Each layer has parameters of its own; otherwise all layers share one encoding."""
     starts_as: str = ""

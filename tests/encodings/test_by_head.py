@@ -1,6 +1,7 @@
 """Encodings by head: on its heads each part does what it does alone, in a model that has no others."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -63,6 +64,26 @@ def test_content_biases_see_their_heads_alone():
     for part, heads in zip(encoding.parts, ([1, 2, 3], [0, 4, 5, 6, 7]), strict=True):
         expected = part.context_bias(q[:, heads], keys[:, heads], pos, pos, 8**-0.5)
         assert_close(encoding.context_bias(q, k, pos, pos, 8**-0.5, reach=20)[:, heads], expected)
+
+
+def test_a_temperature_of_all_parts_reaches_those_that_turn():
+    q, k, pos = states()
+    parts = [{"name": "rope", "heads": ":4"}, {"name": "alibi"}]
+    warm, plain = (create("by_head", GEOMETRY, parts=parts, **more) for more in ({"temperature": {"name": "yarn", "factor": 8.0}}, {}))
+    bias = plain.bias_matrix(pos, pos)
+    factor = (0.1 * math.log(8) + 1) ** 2
+    assert_close(warm.scores(q, k, pos, pos), (plain.scores(q, k, pos, pos) - bias) * factor + bias, rtol=1e-6, atol=1e-6)
+
+
+def test_a_window_around_all_parts_hides_keys_from_what_mixes_them():
+    q, k, pos = states()
+    parts = [{"name": "dape", "heads": ":4"}, {"name": "nope"}]
+    encoding = create("by_head", GEOMETRY, parts=parts, sliding_window=5).double()
+    alone = create("dape", dataclasses.replace(GEOMETRY, num_heads=4, num_kv_heads=2), sliding_window=5).double()
+    for parameter in encoding.parameters():
+        parameter.data.normal_()
+    alone.load_state_dict(encoding.parts[0].state_dict())
+    assert_close(encoding.scores(q, k, pos, pos)[:, :4], alone.scores(q[:, :4], k[:, :2], pos, pos))
 
 
 def test_one_encoding_on_some_heads_leaves_the_others_without():

@@ -20,7 +20,7 @@ class Composed(PositionalEncoding):
     made_of: ClassVar[Bases] = ()
     """The classes that it was made of, the outermost first."""
     made_with: ClassVar[Members] = ()
-    """What else it has."""
+    """What the innermost has beside."""
 
     def frequencies(self) -> tuple[Tensor, float] | None:
         return None
@@ -47,20 +47,15 @@ class ByParts(Composed):
 
 @cache
 def made(bases: Bases, members: Members = ()) -> Any:
-    """The class of these `bases` and `members`, under the name of the innermost."""
-    last = bases[-1]
-    own = {
-        "made_of": bases,
-        "made_with": members,
-        "__module__": last.__module__,
-        "__qualname__": last.__qualname__,
-        "__doc__": last.__doc__,
-    }
-    return type(last.__name__, bases, own | dict(members))
+    """The class of these `bases`, under the name of the innermost, which has these `members` beside its own."""
+    *outer, last = bases
+    told = {"__module__": last.__module__, "__qualname__": last.__qualname__, "__doc__": last.__doc__}
+    inner = type(last.__name__, (last,), told | dict(members))
+    return type(last.__name__, (*outer, inner), told | {"made_of": bases, "made_with": members})
 
 
 def within(outer: Sequence[type[Composed]], encoding: PositionalEncoding, **members: Any) -> Any:
-    """`encoding`, which becomes one of a class that does what those of `outer` do around its own, and has these `members`."""
+    """`encoding`, which becomes one of a class that does what those of `outer` do around its own, with these `members`."""
     cls = type(encoding)
     bases, known = (cls.made_of, cls.made_with) if issubclass(cls, Composed) and cls.made_of else ((cls,), ())
     encoding.__class__ = made((*outer, *bases), (*known, *members.items()))

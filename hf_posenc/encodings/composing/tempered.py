@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -37,6 +38,14 @@ class TemperedRotation(Tempered):
         return self.heat.heated(q, q_pos), k
 
 
+class TemperedQueries(TemperedRotation):
+    """Around one that has its own way with the queries of keys that are cached as they are turned."""
+
+    def _rotate_query(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = super()._rotate_query(q, k, q_pos, k_pos)
+        return self.heat.heated(q, q_pos), k
+
+
 class TemperedStill(TemperedRotation):
     """Around one that leaves keys as they are."""
 
@@ -50,6 +59,13 @@ class TemperedMeeting(Tempered):
         q, k = super().meet(block)
         width = block.q.shape[-1] if self.adds_columns else q.shape[-1]
         return torch.cat((self.heat.heated(q[..., :width], block.q_pos), q[..., width:]), -1), k
+
+
+class TemperedMix(Tempered):
+    """Around one that makes products of the queries of a block."""
+
+    def mix(self, scores: Tensor, block: Block) -> Tensor:
+        return super().mix(scores, dataclasses.replace(block, q=self.heat.heated(block.q, block.q_pos)))
 
 
 class TemperedRegions(Tempered):
@@ -75,8 +91,10 @@ def tempered(value: Any, name: str, geometry: Geometry, options: dict[str, Any])
     # What one module for all layers holds, cannot differ by layer.
     shared = encoding.has(*EMBEDDING) or next(encoding.parameters(), None) is not None
     per_layer = encoding.per_layer or (heat.per_layer and not shared)
-    kinds = {"meet": TemperedMeeting, "regions": TemperedRegions, "rotate": TemperedRotation, "cached_key": TemperedRotation}
-    encoding = within([next((kind for stage, kind in kinds.items() if encoding.has(stage)), TemperedStill)], encoding)
+    kinds = {"meet": TemperedMeeting, "regions": TemperedRegions, "_rotate_query": TemperedQueries}
+    kinds |= dict.fromkeys(("rotate", "cached_key"), TemperedRotation)
+    outer = [next((kind for stage, kind in kinds.items() if encoding.has(stage)), TemperedStill)]
+    encoding = within([*outer, *[TemperedMix] * encoding.mixes_products], encoding)
     encoding.heat, encoding.per_layer = heat, per_layer
     return encoding
 

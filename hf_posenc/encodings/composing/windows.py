@@ -72,7 +72,8 @@ def _first(firsts: tuple[First, ...], q_pos: Tensor) -> Tensor:
 
 def _near(firsts: tuple[First, ...], block: Block) -> tuple[Tensor, Block]:
     """Which pairs [B,1,Q,K] are left, and the block in which no others meet."""
-    near = (block.k_pos[:, None] >= _first(firsts, block.q_pos)[:, :, None])[:, None]
+    own, keys = block.q_pos[:, :, None], block.k_pos[:, None]
+    near = ((keys >= _first(firsts, own)) & (keys <= own))[:, None]  # padding may stand before keys that it sees
     return near, dataclasses.replace(block, seen=near if block.seen is None else block.seen & near)
 
 

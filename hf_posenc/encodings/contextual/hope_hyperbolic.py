@@ -31,6 +31,7 @@ class HyperbolicHoPE(PositionalEncoding):
 
     relative = True
     data_dependent = True
+    mixes_products = True
     needs_training = "pretraining"
     rates: Tensor
 

@@ -39,6 +39,7 @@ class PaTH(PositionalEncoding):
     relative = True
     per_layer = True
     caches = "raw"
+    mixes_products = True
     needs_training = "pretraining or fine-tuning"
 
     def __init__(self, geometry: Geometry, *, rank: int = 32, taps: int = 3, bias: float = 0.0, forget: bool = False):

@@ -33,6 +33,7 @@ class Wall(PositionalEncoding):
     relative = True
     per_layer = True
     caches = "raw"
+    mixes_products = True
     needs_training = "pretraining or fine-tuning"
 
     def __init__(self, geometry: Geometry, *, bias: float = 8.0):
