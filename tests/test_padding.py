@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from tiny import options_for, tiny_for, tiny_model
+from tiny import off_start, options_for, tiny_for, tiny_model
 from torch.testing import assert_close
 from transformers import DynamicCache, GPT2DoubleHeadsModel, QuantizedCache, StaticCache
 
@@ -22,7 +22,7 @@ every_encoding = pytest.mark.parametrize("name", hf_posenc.list_encodings())
 def patched(arch, name, **changes):
     model = tiny_for(name, arch, **changes)
     torch.manual_seed(7)
-    return hf_posenc.patch(model, name, layers="all", **options_for(name))
+    return off_start(hf_posenc.patch(model, name, layers="all", **options_for(name)))
 
 
 def paddings():

@@ -149,6 +149,8 @@ class PositionalEncoding(nn.Module):
 
     Padding before a text is none of them; padding within it is.
     """
+    sums_before: ClassVar[bool] = False
+    """What `increments` says of a token itself is in the sums of those after it alone."""
     noted: int = 0
     """Numbers that `notes` says of each token."""
     adds_columns: ClassVar[bool] = False
@@ -193,7 +195,7 @@ class PositionalEncoding(nn.Module):
         raise NotImplementedError
 
     def increments(self, state: Tensor) -> Tensor:
-        """Of states [B,A,K,n], what is summed [B,A,K,m]: a `Block` then has the sums over all tokens up to each, itself included.
+        """Of states [B,A,K,n], what is summed [B,A,K,m]: a `Block` then has the sums over all tokens up to each, or before it (`sums_before`).
 
         The sums may begin anywhere: only their differences mean something.
         """
@@ -419,6 +421,7 @@ class PositionalEncoding(nn.Module):
             steps = self.increments(state)
             steps = steps if real is None else torch.where(real[:, None, :, None], steps, 0)
             state = steps.cumsum(2, dtype=widest(state.device))
+            state = state - steps if self.sums_before else state
         if isinstance(queries, int):
             return state[:, :, state.shape[2] - queries :], state
         own = queries[:, None, :, None].expand(len(state), state.shape[1], -1, state.shape[3])

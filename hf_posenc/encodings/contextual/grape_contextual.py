@@ -32,6 +32,7 @@ class GRAPEContextual(SummedAngles):
     the norm they are given there.
     """
 
+    sums_before = True
     needs_training = "pretraining or fine-tuning, where the model has no RoPE, or for steps of its own"
 
     def __init__(self, geometry: Geometry, *, gate: str = "softplus"):
@@ -49,7 +50,7 @@ class GRAPEContextual(SummedAngles):
         return F.softplus(z / SLOWER + UNIT) if self.soft else ((z + AUTHORS_START) / SLOWER).sigmoid()
 
     def increments(self, state: Tensor) -> Tensor:
-        return F.pad(state[:, :, :-1], (0, 0, 1, 0))  # those of the tokens before
+        return state
 
     def angles(self, sums: Tensor) -> Tensor:
         return sums * self.base.inv_freq.to(sums) * self.log_scale.to(sums).exp()
