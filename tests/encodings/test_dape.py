@@ -81,5 +81,8 @@ def test_starts_as_its_base(name, base):
 def test_its_base_is_a_bias(geometry, base):
     with pytest.raises(ValueError, match="base of 'dape' is an encoding that is a bias"):
         create("dape", geometry, base=base)
+    with pytest.raises(ValueError, match="options of every encoding are for 'dape' as a whole"):
+        create("dape", geometry, options={"temperature": "log_n"})
+    assert create("dape", geometry, options={"learned": True}).starts_as == ""
     with pytest.raises(ValueError, match="kernel must be odd"):
         create("dape_v2", geometry, kernel=4)

@@ -37,7 +37,7 @@ def test_angles_stay_precise_in_half_precision(geometry):
     torch.testing.assert_close(fourier.embed(x.bfloat16(), pos), wide.embed(x, pos).bfloat16(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"gamma": 0}, {"features": 1}, {"hidden": 0}])
+@pytest.mark.parametrize("options", [{"gamma": 0}, {"features": 1}, {"features": 9}, {"hidden": 0}])
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         create("learned_fourier", geometry, **options)

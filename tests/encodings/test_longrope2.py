@@ -37,7 +37,16 @@ def test_runs_as_longrope(geometry, random_qk):
     assert one.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
 
 
-@pytest.mark.parametrize("options", [{"critical_pair": 0}, {"critical_pair": 5}, {"critical_pair": 1.5}, {"long_factor": [1.0]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"critical_pair": 0},
+        {"critical_pair": 5},
+        {"critical_pair": 1.5},
+        {"critical_pair": 1, "long_factor": [1.0] * 4},
+        {"long_factor": [1.0]},
+    ],
+)
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         create("longrope2", geometry, **{"factor": 2.0} | options)

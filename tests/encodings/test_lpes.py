@@ -55,13 +55,14 @@ def test_layers_of_a_model(batch):
         {"factors": [2.0, 2.0]},
         {"factors": [0.0]},
         {"factors": [1.0], "factor": 2.0},
+        {"factors": [1.0], "curve": [0.0, 1.0]},
         {"factor": 0.5},
         {},
     ],
 )
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=next(iter(options), "either factor= or target_length=")):
-        create("lpes", geometry, **{"factor": 2.0} | options if "curve" in options else options)
+        create("lpes", geometry, **{"factor": 2.0} | options if [*options] == ["curve"] else options)
 
 
 def test_refuses_a_scaled_model(yarned):

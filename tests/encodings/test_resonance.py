@@ -3,8 +3,11 @@ import math
 
 import pytest
 import torch
+from tiny import tiny_model
 
+import hf_posenc
 from hf_posenc.encodings import create
+from hf_posenc.patching import patch_of
 
 AUTHORS = {  # for a head of 16 and L = 64, from sheryc/resonance_rope
     "yarn": [1.04719758, 0.24166098237, 0.0498665534, 0.00790337753, 0.00250027282, 0.000790536636, 0.000249997451, 7.9056648246e-05],
@@ -46,6 +49,12 @@ def test_scores(geometry, random_qk, rotary_scores):
     q, k, pos = random_qk(geometry, 12)
     expected = rotary_scores(q, k, lambda i, j: [(i - j) * 2 * math.pi / length for length in (6, 63, 628, 6283)])
     torch.testing.assert_close(create("resonance", geometry, base="rope").scores(q, k, pos, pos), expected, rtol=0, atol=1e-6)
+
+
+def test_each_layer_has_its_own_where_that_of_the_base_has():
+    model = hf_posenc.patch(tiny_model("llama"), "resonance", base="lpes", options={"factors": [1.0, 2.0]})
+    first, second = (p.encoding.inv_freq for p in patch_of(model).placements)
+    assert [round(2 * math.pi / f.item()) for f in (first[0], second[0])] == [6, 13]
 
 
 @pytest.mark.parametrize("base", ["alibi", "dynamic_ntk", "longrope", "resonance", 3])

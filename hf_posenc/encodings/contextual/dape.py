@@ -28,7 +28,9 @@ class AroundBias(PositionalEncoding):
         if options is not None and not isinstance(options, dict):
             raise ValueError(f"options of {self.name!r} are those of {base!r} by name, got {options!r}")
         self.base = create(base, geometry, **(options or {}))
-        self.starts_as, self.relative = base, self.base.relative
+        if not self.base.only("bias"):
+            raise ValueError(f"options of every encoding are for {self.name!r} as a whole, not for its base: got {options!r}")
+        self.starts_as, self.relative = "" if options else base, self.base.relative
 
     @property
     def context_length(self) -> int | None:

@@ -17,7 +17,7 @@ class LearnedFourier(PositionalEncoding):
 
     Args:
         gamma: distance in tokens within which positions are alike at first.
-        features: N; default M.
+        features: N, an even number; default M, or one less.
         hidden: units between W1 and W2.
 
     Needs training. Differs from the paper, which is about images: gamma counts tokens, and its 1.0 would leave no two positions alike.
@@ -29,7 +29,10 @@ class LearnedFourier(PositionalEncoding):
     def __init__(self, geometry: Geometry, *, gamma: float = 10.0, features: int | None = None, hidden: int = 32):
         super().__init__(geometry)
         width = geometry.hidden_size
-        pairs = count("features", width - width % 2 if features is None else features, at_least=2, at_most=1 << 16) // 2
+        features = count("features", width - width % 2 if features is None else features, at_least=2, at_most=1 << 16)
+        if features % 2:
+            raise ValueError(f"features must be even, got {features}: they are cosines and sines")
+        pairs = features // 2
         hidden = count("hidden", hidden, at_most=1 << 16)
         self.w = nn.Parameter(torch.randn(pairs) / positive("gamma", gamma))
         self.w1, self.b1 = nn.Linear(2 * pairs, hidden).parameters()

@@ -44,6 +44,8 @@ class LongRoPE2(LongRoPE):
         self.critical = None if critical_pair is None else count("critical_pair", critical_pair, at_most=most)
         searched: dict[str, Any] = {"long_factor": long_factor, "attention_factor": attention_factor, "original_length": original_length}
         super().__init__(geometry, factor=factor, target_length=target_length, **searched)
+        if critical_pair is not None and (long_factor is not None or self.composes):
+            raise ValueError("critical_pair= makes the factors that long_factor= has, or the model; give one of them")
 
     def first_factors(self) -> list[float]:
         pairs = self.dim // 2

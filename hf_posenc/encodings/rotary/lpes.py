@@ -21,7 +21,7 @@ class LayerScaledRoPE(ScaledRoPE):
     Args:
         factor: s, the factor where the curve is 1.
         target_length: context in tokens whose ratio to the native one is s, instead of `factor`.
-        curve: c_0 to c_m, each from 0 to 1, at least two; default a straight line from no scaling in the first layer.
+        curve: c_0 to c_m, each from 0 to 1, at least two; default [0, 1], a straight line from no scaling in the first layer.
         factors: s_l of all N layers, instead of a curve.
 
     Works without training. Differs from the paper: its genetic search for the curve, which is another for each model, is left out, so
@@ -36,16 +36,16 @@ class LayerScaledRoPE(ScaledRoPE):
         *,
         factor: float | None = None,
         target_length: int | None = None,
-        curve: Sequence[float] = (0.0, 1.0),
+        curve: Sequence[float] | None = None,
         factors: Sequence[float] | None = None,
     ):
         if factors is not None:
-            if (factor, target_length) != (None, None):
-                raise ValueError("factors= says all that factor= and target_length= would; give one of the three")
+            if (factor, target_length, curve) != (None, None, None):
+                raise ValueError("factors= says all that factor=, target_length= and curve= would; give it alone")
             factors = _numbers("factors", factors, geometry.num_layers, geometry.num_layers)
             factor = max(1.0, *(positive("factors", each, at_most=10_000.0) for each in factors))
         super().__init__(geometry, factor=factor, target_length=target_length)
-        self.curve = [number("curve", each, 0.0, 1.0) for each in _numbers("curve", curve, 2, 64)]
+        self.curve = [number("curve", each, 0.0, 1.0) for each in _numbers("curve", (0.0, 1.0) if curve is None else curve, 2, 64)]
         self.factors = factors
 
     def layer_factor(self) -> float:

@@ -46,6 +46,7 @@ class Resonance(RoPE):
         super().__init__(geometry)
         self.base = scheme(self.name, base, geometry, factor, target_length, options)
         self.theta, self.dim, self.attention_factor = self.base.theta, self.base.dim, self.base.attention_factor
+        self.per_layer = self.base.per_layer
 
     @property
     def context_length(self) -> int | None:
