@@ -15,6 +15,7 @@ class Loader:
     """Stands in the registry of one Auto class, and builds that Auto class's model for the base configuration."""
 
     auto: Any
+    config_class = PosencConfig
 
     @classmethod
     def from_pretrained(cls, path: str, *args: Any, config: PosencConfig, **kwargs: Any) -> Any:

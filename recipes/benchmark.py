@@ -36,13 +36,12 @@ from typing import Annotated, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_posenc
 from hf_posenc.benchmarking import Call, Comparison, fitting, free_memory, reaching
 from hf_posenc.command import exit_status, parse_option
-from hf_posenc.compat import CACHE
+from hf_posenc.compat import CACHE, create_causal_mask
 from hf_posenc.encodings import definition
 from hf_posenc.encodings.base import ENCODINGS, products
 from hf_posenc.encodings.options import one_of
@@ -184,7 +183,7 @@ def attention_call(model, length: int, **more) -> Call:
     """One call of the attention function of a layer, causal, on random states."""
     module = model.base_model.layers[0].self_attn
     q, k, v, pos = states(length, model)
-    mask = create_causal_mask(model.config, q[:, 0], None, None, pos)
+    mask = create_causal_mask(model.config, q[:, 0], None, None, position_ids=pos)
     function = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
     return lambda: function(module, q, k, v, mask, scaling=q.shape[-1] ** -0.5, position_ids=pos, **more)[0]
 

@@ -12,7 +12,6 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.masking_utils import flex_attention_mask
 
 import hf_posenc
 from hf_posenc.attention import blocks, entry, kernels, regional, tiles
@@ -20,6 +19,7 @@ from hf_posenc.attention.cached import STATE
 from hf_posenc.attention.entry import EncodingSite
 from hf_posenc.attention.layout import Layout
 from hf_posenc.attention.masks import key_positions
+from hf_posenc.compat import flex_attention_mask
 from hf_posenc.encodings import ENCODINGS, Geometry, PositionalEncoding
 from hf_posenc.encodings.naming import BY_BLOCK, EMBEDDING, SCORING, STAGES
 

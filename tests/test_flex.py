@@ -15,12 +15,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.testing import assert_close
 from transformers import DynamicCache
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-    sliding_window_causal_mask_function,
-)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sliding_window_causal_mask_function
 
 import hf_posenc
 from hf_posenc.attention import blocks, choice, entry, flex, layout, places, sparse, structured
@@ -29,6 +24,7 @@ from hf_posenc.attention.dense import by_group
 from hf_posenc.attention.entry import posenc_attention
 from hf_posenc.attention.masks import key_positions
 from hf_posenc.attention.positions import COUNTED
+from hf_posenc.compat import called_by_sizes, create_causal_mask, create_sliding_window_causal_mask
 from hf_posenc.encodings import ENCODINGS, Geometry, Region, naming
 
 BEYOND = ("meet", "mix", "normalise", "attended")
@@ -296,7 +292,7 @@ def test_an_encoding_follows_its_layer_with_all_that_is_in_it():
 
 def test_a_mask_is_gone_with_the_last_who_holds_it(monkeypatch):
     """Not when Python looks for cycles: on a device it is large."""
-    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", structured.in_blocks)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", called_by_sizes(structured.in_blocks))
     mask = masks("padded")()
     mask.to("meta"), mask.to("cpu"), mask.written()
     alive = weakref.ref(mask)
@@ -451,13 +447,13 @@ def masks(kind, length=300):
         padding = torch.ones(2, length + 80, dtype=torch.long)
         padding[1, :20] = 0
     make = create_sliding_window_causal_mask if kind == "window" else create_causal_mask
-    return lambda: make(config, embeds, padding, cache, pos)
+    return lambda: make(config, embeds, padding, cache, position_ids=pos)
 
 
 @pytest.mark.parametrize("kind", ["plain", "padded", "packed", "window", "chunk"])
 def test_masks_of_transformers_in_blocks(kind, monkeypatch):
     stock = masks(kind)()
-    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", structured.in_blocks)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", called_by_sizes(structured.in_blocks))
     ours = masks(kind)()
     if stock is None:
         assert ours is None
@@ -538,7 +534,7 @@ def test_layers_that_are_run_again(accelerated, name, reentrant):
 
 def test_a_mask_follows_its_layer(monkeypatch):
     """To another device goes what its function holds too, once for all layers there; the meta device stands for one."""
-    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", structured.in_blocks)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", called_by_sizes(structured.in_blocks))
     mask = masks("padded")()
     there = mask.to("meta")
     assert there is mask.to(torch.device("meta"))

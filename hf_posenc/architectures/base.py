@@ -142,8 +142,8 @@ class Architecture:
 
     def group(self, config: PretrainedConfig, layer: int) -> Group:
         """The native frequencies that `layer` uses."""
-        nested = self.has_slot(config) and config.nested_rope_parameter_keys(config.rope_parameters)
-        return self.layer_types(config)[layer] if nested else None
+        kind = self.layer_types(config)[layer]
+        return kind if self.has_slot(config) and kind in (config.rope_parameters or ()) else None
 
     def kind(self, config: PretrainedConfig, layer: int, rotary: bool) -> tuple:
         """Layers of one kind can share an encoding; a `rotary` one does not ask for the number of heads."""

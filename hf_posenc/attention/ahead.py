@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig
 
+from ..compat import mask_sizes
 from .cached import cache_in
 from .layout import SCAN_BYTES, blocks_of
 from .masks import visible
@@ -62,4 +63,4 @@ def _masks(given: dict[str, Any], queries: int, config: PretrainedConfig) -> Ite
     for kind, one in (mask if isinstance(mask, dict) else {None: mask}).items():
         if isinstance(one, BlockMask) or (isinstance(one, Tensor) and one.ndim == 4):
             layer = types.index(kind) if kind in types else 0
-            yield one, 0 if cache is None else cache.get_seq_length() - cache.get_mask_sizes(queries, layer)[1]
+            yield one, 0 if cache is None else cache.get_seq_length() - mask_sizes(cache, queries, layer)[1]

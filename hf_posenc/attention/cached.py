@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import BaseQuantizedLayer
 
+from ..compat import RoundingLayer
 from ..encodings import PositionalEncoding
 from ..encodings.base import trailing
 from ..encodings.widths import packed, unpacked, width_of
@@ -103,7 +103,7 @@ class EncodedKeys(SeenCache):
         held: Any = self._cache.layers[layer_idx] if layer_idx < len(self._cache.layers) else None
         if held is None or not held.is_initialized:
             return None
-        if isinstance(held, BaseQuantizedLayer):
+        if isinstance(held, RoundingLayer):
             raise ValueError(
                 f"{self._encoding.name!r} goes on from what is known of the last tokens, which a quantized KV cache rounds: use another"
             )

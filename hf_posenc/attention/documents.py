@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
-from transformers.masking_utils import create_masks_for_generate, packed_sequence_mask_function
+from transformers.masking_utils import packed_sequence_mask_function
 
+from ..compat import create_masks_for_generate
 from .cached import arguments_of, cache_in
 from .choice import FLASH
 from .positions import COUNTED

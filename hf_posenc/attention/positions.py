@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from ..compat import longest, mask_sizes
 from .cached import cache_in
 from .places import AXES, COUNTED, follow
 
@@ -42,7 +43,7 @@ def resolve(arguments: dict[str, Any]) -> Tensor:
 
 def columns_of(mask: Tensor, cache: Cache | None, length: int) -> slice | Tensor:
     """Where in a mask [...,K] the new tokens are: last, but in one that is as long as a static cache (BLOOM in `generate`)."""
-    if cache is None or not length < mask.shape[-1] == cache.get_max_length():
+    if cache is None or not length < mask.shape[-1] == longest(cache):
         return slice(-length, None)
     return cache.get_seq_length() + torch.arange(length, device=mask.device)
 
@@ -70,7 +71,7 @@ def bound(arguments: dict[str, Any], pos: Tensor) -> int | None:
     if (counted := hasattr(pos, COUNTED)) and isinstance(mask, Tensor) and mask.ndim == 2:
         return mask.shape[-1] - 1
     if counted or (past > 0 if isinstance(past, int) else length == 1):  # a static cache keeps its length on the device
-        return (length if cache is None else sum(cache.get_mask_sizes(length, 0))) - 1
+        return (length if cache is None else sum(mask_sizes(cache, length, 0))) - 1
     return None
 
 

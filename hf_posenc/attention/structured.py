@@ -13,13 +13,11 @@ from transformers.masking_utils import (
     add_offsets_to_mask_function,
     and_masks,
     causal_mask_function,
-    eager_mask,
-    flex_attention_mask,
     padding_mask_function,
     prepare_padding_mask,
-    sdpa_mask,
 )
 
+from ..compat import called_by_sizes, eager_mask, flex_attention_mask, sdpa_mask
 from . import sparse
 from .masks import Mask, visible
 from .places import follow
@@ -73,6 +71,7 @@ def _asked(*index: Tensor) -> Tensor:
     raise _Asked
 
 
+@called_by_sizes
 def mask_for_sdpa(batch_size: int, q_length: int, kv_length: int, *offsets: Any, **kwargs: Any) -> Mask:
     """What transformers makes for sdpa; on an accelerator, where that would be a large tensor, a `StructuredMask`.
 
@@ -84,11 +83,13 @@ def mask_for_sdpa(batch_size: int, q_length: int, kv_length: int, *offsets: Any,
     return follow(make(batch_size, q_length, kv_length, *offsets, **kwargs))
 
 
+@called_by_sizes
 def mask_for_eager(*args: Any, **kwargs: Any) -> Mask:
     """What transformers makes for eager attention."""
     return follow(eager_mask(*args, **kwargs))
 
 
+@called_by_sizes
 def mask_for_flex(batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, *more: Any, **kwargs: Any) -> Mask:
     """What transformers makes for flex attention. It keeps the offset, and reads it when a static cache has counted on in that tensor."""
     q_offset = q_offset.clone() if isinstance(q_offset, Tensor) else q_offset

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import BaseQuantizedLayer
 
+from ..compat import RoundingLayer
 from ..encodings import PositionalEncoding, Text
 from ..encodings.base import at_hand
 from ..encodings.widths import packed, unpacked, width_of
@@ -149,7 +149,7 @@ class NotingCache(SeenCache):
         """Cache the new keys [B,G,Q,D] and values [B,G,Q,V]; all that is cached, [B,G,K,D] and [B,G,K,V]."""
         width, notes = key_states.shape[-1], self._notes.to(key_states.device, torch.float32)
         key = torch.cat((key_states, packed(notes, key_states.shape[1], key_states.dtype)), -1)
-        if layer_idx < len(self._cache.layers) and isinstance(self._cache.layers[layer_idx], BaseQuantizedLayer):
+        if layer_idx < len(self._cache.layers) and isinstance(self._cache.layers[layer_idx], RoundingLayer):
             raise ValueError(
                 "a quantized KV cache rounds what an encoding has noted of the tokens beside their keys; use another cache, or an encoding "
                 "that does not look at the tokens"

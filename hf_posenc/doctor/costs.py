@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers.masking_utils import create_causal_mask
 
 from ..attention.entry import posenc_attention
 from ..benchmarking import Call, Cost, free_memory, measure
+from ..compat import create_causal_mask
 from ..variants import STOCK
 from .checks import Check, answers, first_line
 from .subject import Subject

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask, packed_sequence_mask_function
+from transformers.masking_utils import packed_sequence_mask_function
 
 from ..attention.masks import Mask
+from ..compat import create_causal_mask, create_sliding_window_causal_mask
 
 LENGTH = 300
 """Tokens of a row: no multiple of the 128 that kernels go by."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import write_atomically
 from .arguments import Settings
@@ -118,7 +119,10 @@ def damage(folder: Path) -> str | None:
 
 def checkpoints(output: Path) -> list[Path]:
     """The checkpoints in a folder, the last one last."""
-    return [Path(folder) for folder in sort_checkpoints(str(output))] if output.is_dir() else []
+    step = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    folders = output.iterdir() if output.is_dir() else ()
+    found = {int(named[1]): folder for folder in folders if (named := step.fullmatch(folder.name)) and folder.is_dir()}
+    return [found[at] for at in sorted(found)]
 
 
 def last_checkpoint(settings: Settings) -> str | None:
