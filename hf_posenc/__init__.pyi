@@ -1,6 +1,7 @@
 from . import architectures as architectures
 from . import encodings as encodings
 from . import evaluation as evaluation
+from . import exporting as exporting
 from . import inspection as inspection
 from . import patching as patching
 from . import plotting as plotting
@@ -16,6 +17,7 @@ from .encodings import Region as Region
 from .encodings import create as create
 from .encodings import register as register
 from .evaluation import perplexity as perplexity
+from .exporting import export as export
 from .inspection import inspect as inspect
 from .metrics import metric_path as metric_path
 from .patching import patch as patch

@@ -55,6 +55,18 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument("--model", help=f"{MODEL}: for its geometry and its learned numbers; default a model that there is not")
     showing.add_argument("--layer", type=int, help="of the model; default the first that has the encoding")
     showing.add_argument(*flags("output_dir"), default="runs/show", help="folder for show.png and show.html; default %(default)s")
+    exporting = add("export", "what another library needs to serve a model with its encoding: config, command, GGUF", _export)
+    exporting.add_argument("model", help=f"{MODEL}; or a GGUF, which then is written again with other metadata")
+    exporting.add_argument("--to", help="transformers, vllm, sglang, llama.cpp or mlx")
+    exporting.add_argument("--encoding", default="stock", help="name, with options as yarn:factor=4; default 'stock', what the model has")
+    exporting.add_argument("--factor", type=float, help="context extension factor, where the encoding takes one")
+    exporting.add_argument(*flags("target_length"), type=int, help="context length to reach in tokens, instead")
+    exporting.add_argument(*flags("freeze_at"), type=int, help="length of a text whose frequencies are meant, where they change with it")
+    exporting.add_argument("--gguf", help="a GGUF of the base model: --output NEW.gguf has its vocabulary, and the weights of the model")
+    exporting.add_argument("--output", help="folder for a checkpoint, or a file that ends in .json (the entries that change) or .gguf")
+    exporting.add_argument("--check", action="store_true", help="compare log-probabilities with a server")
+    exporting.add_argument("--server", help="address of an OpenAI-compatible server, as http://127.0.0.1:8000")
+    exporting.add_argument("--tolerance", type=float, default=0.1, help="nats that a server may be off by; default %(default)s")
     add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help=MODEL)
     add("fetch-demo-model", "download and convert SmolLM2-135M-Instruct once, and print where it is", _fetch)
     for name, command in COMMANDS.items():
@@ -160,6 +172,12 @@ def _show(arguments: argparse.Namespace) -> None:
         model = load(resolve_model(arguments.model), device="cpu")
     shown = show(plan, model, layer=arguments.layer, output_dir=arguments.output_dir)
     print(shown.png, shown.html, sep="\n")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from .exporting.cli import run
+
+    run(arguments)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
