@@ -168,7 +168,7 @@ def test_models_without_one_rotation_are_refused():
         hf_posenc.export(tiny_model("gpt2"), "vllm")
     with pytest.raises(ValueError, match="layers of several kinds"):
         hf_posenc.export(tiny_model("gemma3_text"), "vllm")
-    with pytest.raises(ValueError, match="unknown engine 'vlm'. Did you mean 'vllm'"):
+    with pytest.raises(ValueError, match=r"unknown engine 'vlm'\. Did you mean 'vllm'"):
         hf_posenc.export(model_for(), "vlm")
 
 
@@ -297,7 +297,7 @@ def test_a_gguf_of_another_model_is_refused(base, tmp_path, capsys):
     command = ["export", str(folder), "--to", "llama.cpp", "--gguf", str(base), "--output", str(tmp_path / "new.gguf")]
     assert cli.main(command) == 1 and "of another model: its hidden_size is 64" in capsys.readouterr().err
     other = model_for(intermediate_size=48)
-    with pytest.raises(ValueError, match="in the model and .* in the GGUF"):
+    with pytest.raises(ValueError, match=r"in the model and .* in the GGUF"):
         exported = hf_posenc.export(other, "llama.cpp")
         gguf_file.write_gguf(gguf_file.open_gguf(base), exported, tmp_path / "new.gguf", other.state_dict())
     assert not (tmp_path / "new.gguf").exists()

@@ -195,7 +195,7 @@ class PositionalEncoding(nn.Module):
         raise NotImplementedError
 
     def increments(self, state: Tensor) -> Tensor:
-        """Of states [B,A,K,n], what is summed [B,A,K,m]: a `Block` then has the sums over all tokens up to each, or before it (`sums_before`).
+        """Of states [B,A,K,n], what is summed [B,A,K,m]: a `Block` has the sums over all tokens up to each, or before it (`sums_before`).
 
         The sums may begin anywhere: only their differences mean something.
         """

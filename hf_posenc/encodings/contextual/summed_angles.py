@@ -9,7 +9,7 @@ from ..rotary.rope import turn_pairs
 
 
 class SummedAngles(PositionalEncoding):
-    """Pair n of a token is turned by what all tokens up to it, or before it, add up to, as `increments` says; or by `angles` made of the sums."""
+    """Pair n of a token is turned by what all tokens up to it, or before it, add up to (`increments`), or by `angles` made of that."""
 
     relative = True
     rotary = True
