@@ -9,6 +9,7 @@ import torch
 from families import model_class, tiny_config
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, StaticCache
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -108,6 +109,13 @@ def test_the_native_encoding_in_the_place_of_the_familys_own(case, padded):
     assert_close(model(**batch).logits[real], stock, **CLOSE)
     hf_posenc.patch(model, "nope")
     assert not torch.allclose(model(**batch).logits[real], stock, atol=1e-2)
+
+
+def test_slopes_of_falcon_are_rounded_and_divided():
+    """By bfloat16, which holds those of eight heads but not those of twelve, and by sqrt(D)."""
+    model = build("falcon", alibi=True, hidden_size=96, num_attention_heads=12)
+    slopes = build_alibi_tensor(torch.ones(1, 2), 12, torch.float32)[:, 0, 1] * 8**-0.5
+    assert patch_of(model).geometry(0).slopes == tuple(slopes.tolist())
 
 
 @pytest.mark.parametrize("case", ROTARY)

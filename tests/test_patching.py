@@ -227,6 +227,17 @@ def test_linear_on_a_scaled_model_stretches_the_scaled_positions(ids):
     assert_close(model(ids, position_ids=4 * torch.arange(ids.shape[1])[None]).logits, even, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["rerope", "dual_chunk", "string_shift", "log_n", "yarn"])
+@torch.no_grad()
+def test_the_context_that_counts_is_that_of_the_model_not_of_an_earlier_patch(name, ids):
+    """Windows, chunks and temperatures are parts of the length it was trained with, whatever its configuration says now."""
+    options = options_for(name) if name == "yarn" else {}
+    model = hf_posenc.patch(tiny_model("llama"), "linear", factor=4.0)
+    assert model.config.max_position_embeddings == 4 * NATIVE
+    hf_posenc.patch(model, name, **options)
+    assert torch.equal(model(ids).logits, hf_posenc.patch(tiny_model("llama"), name, **options)(ids).logits)
+
+
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "opt"])
 def test_past_a_learned_table_is_an_error_before_the_index_error(arch):
     model = hf_posenc.patch(tiny_model(arch), "learned")

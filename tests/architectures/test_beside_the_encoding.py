@@ -86,6 +86,17 @@ def test_another_scheme_leaves_the_temperature(tmp_path):
     assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model), **CLOSE)
 
 
+@torch.no_grad()
+def test_a_factor_of_yarn_that_is_in_the_scale_of_the_products_is_not_in_its_cosines():
+    """DeepSeek's two equal `mscale` make the factor on cos and sin 1, and multiply the products of all dimensions by 1.14^2 instead."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 8}
+    model = tiny_model("deepseek_v3", rope_parameters=yarn | {"mscale": 1.0, "mscale_all_dim": 1.0}, max_position_embeddings=32)
+    stock, record = logits(model), patch_of(model)
+    assert record.geometry(0).rope_type == "yarn" and record.geometry(0).attention_factor == 1.0
+    apply(record, Request("rope", {}, tuple(record.attentions)), native_slot=False)
+    assert_close(logits(model), stock, **CLOSE)
+
+
 # -- norms after the rotation -------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -72,6 +73,37 @@ def test_one_theta_for_all_still_differs_by_layer_type(batch):
     slot = model.model.rotary_emb.rotary
     assert torch.equal(slot.sliding_attention_inv_freq, slot.full_attention_inv_freq)
     assert {e["rope_theta"] for e in model.config.rope_parameters.values()} == {777.0}
+
+
+ENDS = {"beta_fast": 1.0, "beta_slow": 0.1, "truncate": False}
+"""Of a ramp that ends between two pairs."""
+
+
+@torch.no_grad()
+def test_a_ramp_whose_ends_are_not_rounded_is_no_stock_checkpoint(batch, tmp_path):
+    """Where they are nested by layer type, transformers (5.24) does not see that `truncate` is False."""
+    model = hf_posenc.patch(model_with_both(), "yarn", factor=4.0, **ENDS | {"truncate": True})
+    assert hf_posenc.inspect(model).stock_checkpoint
+    hf_posenc.patch(model, "yarn", factor=4.0, **ENDS)
+    assert not hf_posenc.inspect(model).stock_checkpoint
+    fast, slow = (8 * math.log(NATIVE / (2 * math.pi * turns), 1e6) for turns in (1.0, 0.1))
+    plain, share = 1e6 ** (-1 / 8), (1 - fast) / (slow - fast)  # of the second pair
+    inv_freq = model.model.rotary_emb.rotary.full_attention_inv_freq
+    assert inv_freq[1].item() == pytest.approx(plain * (1 - share) + plain / 4 * share, rel=1e-5)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+@torch.no_grad()
+def test_native_frequencies_are_those_that_the_model_turns_by(batch):
+    """What transformers makes of its own nested `truncate`, not what that says."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": NATIVE, **ENDS}
+    rope = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": yarn}
+    model, keep = tiny_model("gemma3_text", rope_parameters=rope, max_position_embeddings=4 * NATIVE), batch["attention_mask"].bool()
+    stock = model(**batch).logits[keep]
+    hf_posenc.patch(model, "rerope", layers="all", window=1000, log_scaling=False)
+    assert_close(model(**batch).logits[keep], stock, **CLOSE)
 
 
 @torch.no_grad()
