@@ -7,6 +7,7 @@ from . import patching as patching
 from . import plotting as plotting
 from . import showing as showing
 from . import training as training
+from .adapter import learned_modules as learned_modules
 from .catalogue import describe as describe
 from .catalogue import list_encodings as list_encodings
 from .catalogue import list_mixes as list_mixes

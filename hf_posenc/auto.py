@@ -1,6 +1,6 @@
-"""Letting the Auto classes of transformers know checkpoints of patched models.
+"""Letting the Auto classes of transformers know checkpoints of patched models, and PEFT the adapters on them.
 
-The two functions run while transformers is half imported, so what they need of it is only what they are given and what lies below that.
+The functions run while transformers or PEFT is half imported, so what they need of it is only what they are given and what lies below that.
 """
 
 from __future__ import annotations
@@ -8,7 +8,20 @@ from __future__ import annotations
 import inspect
 from typing import Any, cast
 
+from .saved_adapter import AdapterConfig, AdapterType
 from .saved_config import PosencConfig
+
+
+class Adapter:
+    """Stands in PEFT's registry of adapters, and puts one of another type into a model, which first gets its encoding."""
+
+    uses_shared_state = False
+
+    def __new__(cls, model: Any, peft_config: Any, adapter_name: str, **kwargs: Any) -> Any:
+        """As the class of the adapter itself."""
+        from .adapter import put_in
+
+        return put_in(model, peft_config, adapter_name, **kwargs)
 
 
 class Loader:
@@ -41,3 +54,9 @@ def register_loaders(modeling_auto: Any) -> None:
     for name, auto in list(vars(modeling_auto).items()):
         if inspect.isclass(auto) and getattr(auto, "_model_mapping", None) is not None:
             cast(Any, auto).register(PosencConfig, type(f"{name}Loader", (Loader,), {"auto": auto}), exist_ok=True)
+
+
+def register_adapters(mapping: Any) -> None:
+    """Register with PEFT; takes the module that has its registries."""
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[AdapterType.HF_POSENC] = AdapterConfig
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[AdapterType.HF_POSENC] = Adapter

@@ -12,9 +12,9 @@ from transformers.models.auto.auto_factory import _get_model_class
 from .architectures.slots import RotarySlot
 from .encodings import PositionalEncoding
 from .live_config import live
-from .patching import Request, apply, patch_of
+from .patching import apply, patch_of
 from .patching.proof import prove
-from .patching.record import requests_of
+from .patching.record import read, requests_of
 from .saved_config import PosencConfig
 
 
@@ -77,9 +77,8 @@ def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> 
 
 def _repeat(model: PreTrainedModel, config: PosencConfig) -> None:
     # transformers builds on the meta device; frequencies and slopes are numbers all the same.
-    requests = (Request(entry["name"], entry["options"], tuple(entry["layers"])) for entry in config.positional_encoding or [])
     with torch.device("cpu"):
-        apply(patch_of(model), *requests)
+        apply(patch_of(model), *read(config.positional_encoding or []))
 
 
 def _finish(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:

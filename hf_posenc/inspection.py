@@ -115,7 +115,7 @@ def _live(record: Patch) -> tuple[LiveEncoding, ...]:
     for _, same in groupby(record.placements, together):
         placements = list(same)
         first, layers = placements[0], tuple(i for p in placements for i in p.layers)
-        parameters = sum(x.numel() for p in placements for x in _held(record, p).parameters())
+        parameters = sum(x.numel() for p in placements for x in record.holder(p)[1].parameters())
         paths = (_path(record, first, learning) for learning in (False, True))
         live.append(LiveEncoding(first.request.name, first.request.options, layers, _place(record, first), parameters, *paths))
     return tuple(live)
@@ -170,11 +170,6 @@ def _without(record: Patch) -> tuple[int, ...]:
     )
 
 
-def _held(record: Patch, p: Placement) -> nn.Module:
-    """The module that works for a placement now: training may have changed it, and PEFT may have wrapped it."""
-    return record.slot if p.in_table else getattr(record.backbone, p.attribute)
-
-
 def _slots(record: Patch) -> list[RotarySlot]:
     """What the patch has put into the rotary slots: that of the backbone, and those of layers with one of their own."""
     return [module for owner in (record.slot, *record.attentions.values()) for module in owner.modules() if isinstance(module, RotarySlot)]
@@ -194,7 +189,7 @@ def _fingerprint(record: Patch) -> str:
         if not p.native:
             options = json.dumps(p.request.options, sort_keys=True, default=repr)  # a checkpoint has them in that order
             digest.update(f"{p.request.name} {p.layers} {options}".encode())
-            for module in _held(record, p).modules():
+            for module in record.holder(p)[1].modules():
                 _digest(digest, module)
     return digest.hexdigest()[:16]
 

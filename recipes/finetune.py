@@ -22,9 +22,8 @@ compares encoding and logits. Everything of transformers' TrainingArguments is a
     --length-schedule 0=1024 200=4096            short rows first
     --boundaries cross                           blocks run across documents, which otherwise do not see each other
     --loss-chunk 0                               all logits at once, as in stock transformers
-    --lora-rank 8                                LoRA through PEFT, and the parameters of the encoding itself in full. An adapter does not
-                                                 carry the encoding: the merged model is saved beside it, in OUTPUT_DIR/merged. To load
-                                                 the adapter, patch its base first.
+    --lora-rank 8                                LoRA through PEFT, and the parameters of the encoding itself in full. The adapter
+                                                 carries the encoding: PEFT loads it on the stock base after `import hf_posenc`.
 
 A run that was interrupted, or killed, goes on from its last whole checkpoint when it is started again, and ends with the same weights.
 `torchrun --nproc_per_node 8 recipes/finetune.py --expect-processes 8 ...` trains on several devices; recipes/configs/accelerate has

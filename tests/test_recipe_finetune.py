@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -22,11 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 import hf_posenc
 from hf_posenc import finetuning
 from hf_posenc.benchmarking import peak_bytes
+from hf_posenc.evaluation.models import read_model
 from hf_posenc.finetuning import model as models
 from hf_posenc.finetuning.checkpoints import file_sizes
 from hf_posenc.finetuning.estimate import estimate
 from hf_posenc.finetuning.reload import compare
-from hf_posenc.finetuning.run import prepare, train, whole_model
+from hf_posenc.finetuning.run import prepare, train
 from hf_posenc.finetuning.verify import expect, reloads
 from hf_posenc.flags import CONFIGS
 
@@ -134,7 +136,7 @@ def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path)
         assert set(models.trained(trainer.model)) == {"LoRA", "embeddings", "norms"}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert trainer.state.global_step == 4 and losses and all(map(math.isfinite, losses))
-    again = AutoModelForCausalLM.from_pretrained(whole_model(trainer.model, tmp_path, trainer.processing_class))
+    again = read_model(str(tmp_path))
     assert hf_posenc.inspect(again).fingerprint == hf_posenc.inspect(trainer.model).fingerprint
     assert hf_posenc.inspect(again).fingerprint != hf_posenc.inspect(AutoModelForCausalLM.from_pretrained(family)).fingerprint
     ids = torch.arange(60)[None]
@@ -312,17 +314,13 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(model, text, t
 def test_an_adapter_trains_the_encoding_too(model, text, tmp_path):
     more = ["--encoding", "kerple", "--lora_rank", "2", "--eval_strategy", "steps", "--eval_steps", "3"]
     trainer = fit(arguments(model, text, tmp_path, *more))
-    whole_model(trainer.model, tmp_path, trainer.processing_class)
     assert any("positional_encoding" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
-
-    from peft import PeftModel
-
-    torch.manual_seed(1)
-    base = hf_posenc.patch(AutoModelForCausalLM.from_pretrained(model), "kerple")
-    adapted = PeftModel.from_pretrained(base, tmp_path).eval()
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     ids = torch.arange(40)[None]
-    torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-5)
+    expected = trainer.model.eval()(ids).logits
+    torch.manual_seed(1)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), tmp_path).eval()
+    torch.testing.assert_close(adapted(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_embeddings_trained_beside_an_adapter_stay_tied(model, text, tmp_path):
@@ -336,7 +334,7 @@ def test_embeddings_trained_beside_an_adapter_stay_tied(model, text, tmp_path):
     assert counts["embeddings"] == before.numel() and counts["norms"] == 5 * 32
     ids = torch.arange(40)[None]
     expected = trainer.model.eval()(ids).logits
-    again = AutoModelForCausalLM.from_pretrained(whole_model(trainer.model, tmp_path, trainer.processing_class))
+    again = read_model(str(tmp_path))
     torch.testing.assert_close(again(ids).logits, expected, rtol=1e-4, atol=1e-5)
     assert not torch.equal(again.get_input_embeddings().weight, before)
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from .. import inspection, patching
 from ..encodings import PositionalEncoding
@@ -93,9 +93,16 @@ def load(path: str, dtype: str = "auto", device: str = "auto", attn_implementati
 
 
 def read_model(path: str, **how: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained`; ValueError that names the file where one of the weights is not whole."""
+    """`AutoModelForCausalLM.from_pretrained`, or that of PEFT where an adapter lies.
+
+    Raises:
+        ValueError: one of the weights is not whole; it names the file.
+    """
+    auto: Any = AutoModelForCausalLM
+    if find_adapter_config_file(path) is not None:
+        from peft import AutoPeftModelForCausalLM as auto
     try:
-        return AutoModelForCausalLM.from_pretrained(path, **how)
+        return auto.from_pretrained(path, **how)
     except SafetensorError as error:
         folder = Path(str(cached_file(path, "config.json", local_files_only=True))).parent
         broken = [str(file) for file in sorted(folder.glob("*.safetensors")) if not is_whole(file)]

@@ -96,18 +96,11 @@ def add_lora(model: Any, asked: CourseArguments) -> Any:
         lora_alpha=asked.lora_alpha or 2 * (asked.lora_rank or 0),
         lora_dropout=asked.lora_dropout,
         target_modules=asked.lora_targets or "all-linear",
-        modules_to_save=[*learned_modules(model), *asked.lora_also_train] or None,
+        modules_to_save=[*hf_posenc.learned_modules(model), *asked.lora_also_train] or None,
         ensure_weight_tying=bool(asked.lora_also_train) and model.config.get_text_config().tie_word_embeddings,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
-
-
-def learned_modules(model: Any) -> list[str]:
-    """Names, on the backbone, of the modules that hold the learned parameters of the encodings."""
-    record = patch_of(model)
-    names = [record.architecture.slot if p.in_table else p.attribute for p in record.placements]
-    return [name for name in names if list(record.backbone.get_submodule(name).parameters())]
 
 
 def context(model: Any) -> str:
@@ -136,7 +129,7 @@ def _kinds(model: Any) -> Iterator[tuple[int, str]]:
     record = patch_of(model)
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     tables = [model.get_input_embeddings(), model.get_output_embeddings(), record.slot]
-    learned = [getattr(record.backbone, name) for name in learned_modules(model)]
+    learned = [getattr(record.backbone, name) for name in record.learned]
     for kind, modules in {"norms": norms, "embeddings": tables, "encoding": learned}.items():
         for module in modules:
             yield from ((id(parameter), kind) for parameter in module.parameters())

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM
 
 import hf_posenc
 
 from ..command import exit_status
+from ..evaluation.models import read_model
 from .verify import logits
 
 
@@ -26,14 +26,14 @@ def compare(folder: str, file: str) -> None:
     """
     expected = torch.load(file, weights_only=True)
     how = {"dtype": expected["dtype"], "attn_implementation": expected["attention"]}
-    model = AutoModelForCausalLM.from_pretrained(folder, **how).to(expected["device"])
+    model = read_model(folder, **how).to(expected["device"])
     found, wanted = hf_posenc.inspect(model).fingerprint, expected["fingerprint"]
     difference = (logits(model, expected["ids"]) - expected["logits"]).abs().max().item()
     scale = expected["logits"].abs().max().item()
     print(f"saved in {folder}; loaded again in a new process: logits differ by {difference:.1e} at most (largest logit {scale:.1f})")
     if found != wanted:
         raise ValueError(f"the positional encoding in {folder} is not the one that was trained: fingerprint {found}, was {wanted}")
-    # Merging LoRA rounds; anything else is exact. A NaN is not below any bound.
+    # A NaN is not below any bound.
     if not difference <= scale * (1e-3 if expected["dtype"] == torch.float32 else 5e-2):
         raise ValueError(f"the model in {folder} is not the one that was trained: its logits differ")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 from transformers import default_data_collator, set_seed
@@ -152,15 +151,4 @@ def finish(settings: Settings, trainer: CheckpointTrainer, evaluation: LengthEva
         print(f"{name}: {nats:.4f} nats, perplexity {perplexity:.2f}", flush=True)
     # Without the wrapper that computes in the precision of training: the reloaded model has none.
     model = cast(Any, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
-    with writing(settings.output):
-        folder = whole_model(model, settings.output, trainer.processing_class)
-    return int(not reloads(model, folder, evaluation.ids[None, : evaluation.lengths[0]]))
-
-
-def whole_model(model: Any, folder: Path, tokenizer: Any) -> Path:
-    """Where the complete model lies. LoRA is merged for that: an adapter alone does not carry the encoding of its base."""
-    if not hasattr(model, "merge_and_unload"):
-        return folder
-    model.merge_and_unload().save_pretrained(folder / "merged")
-    tokenizer.save_pretrained(folder / "merged")
-    return folder / "merged"
+    return int(not reloads(model, settings.output, evaluation.ids[None, : evaluation.lengths[0]]))

@@ -21,7 +21,7 @@ from ..verdict import avoided
 from .backends import check_backend
 from .configuration import configure, own_config, restore, share, stock_config
 from .record import RECORD, Patch, Placement
-from .saving import save_as_patched
+from .saving import save_as_patched, save_as_stock
 
 
 def replace(record: Patch, after: list[Placement]) -> None:
@@ -183,8 +183,8 @@ def uninstall(record: Patch) -> None:
     record.placements = []
     _restore_native(record)
     restore(record)
+    save_as_stock(record)
     for model in record.holders:
-        model.__dict__.pop("save_pretrained", None)
         model.__dict__.pop("init_continuous_batching", None)
     record.backbone.__dict__.pop(RECORD, None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -153,6 +153,22 @@ class Patch:
         tensors = (*self.native.buffers(), *self.native.parameters())
         return any(x.is_meta for x in tensors) and not hasattr(self.native, "_hf_hook")
 
+    def holder(self, placement: Placement) -> tuple[str, Any]:
+        """Name on the backbone, and module, of what holds the parameters of `placement` now; PEFT may have wrapped it."""
+        name = self.architecture.slot if placement.in_table else placement.attribute
+        return name, self.backbone.get_submodule(name)
+
+    @property
+    def learned(self) -> list[str]:
+        """Names on the backbone of the modules that hold learned parameters of the placements."""
+        return [name for name, module in map(self.holder, self.placements) if list(module.parameters())]
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The learned parameters of the placements by name on the backbone, without the copies that PEFT trains."""
+        held = [(name, getattr(module, "original_module", module)) for name, module in map(self.holder, self.placements)]
+        return {f"{name}.{own}": value for name, module in held for own, value in module.named_parameters()}
+
     def group(self, layer: int) -> Group:
         """The native frequencies that `layer` uses."""
         return self.architecture.group(self.backbone.config, layer)
@@ -196,6 +212,16 @@ def _place(module: Any) -> torch.device:
 def requests_of(placements: Sequence[Placement]) -> list[Request]:
     """The calls of `patch` that led to `placements`, each once."""
     return list({id(p.request): p.request for p in placements}.values())
+
+
+def written(placements: Sequence[Placement]) -> list[dict[str, Any]]:
+    """What a file says of `placements`: the calls of `patch` that led to them."""
+    return [{**dataclasses.asdict(request), "layers": list(request.layers)} for request in requests_of(placements)]
+
+
+def read(entries: Sequence[Mapping[str, Any]]) -> list[Request]:
+    """The calls of `patch` that a file says."""
+    return [Request(entry["name"], entry["options"], tuple(entry["layers"])) for entry in entries]
 
 
 def attribute_name(index: int) -> str:

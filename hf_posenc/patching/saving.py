@@ -1,20 +1,21 @@
 """Saving a patched model.
 
 Where transformers knows the scheme, the saved checkpoint is a stock one and nothing here is involved. Elsewhere the checkpoint gets a
-model type of its own, which holds the configuration of the model and the encodings, and which everything but this package refuses.
+model type of its own, which holds the configuration of the model and the encodings, and which everything but this package refuses; so does
+an adapter of PEFT.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..saved_adapter import BaseEncoding, carry, drop
 from ..saved_config import NOTICE, PosencConfig
 from .configuration import with_part
-from .record import Patch, requests_of
+from .record import Patch, written
 
 
 class SavePretrained:
@@ -37,16 +38,42 @@ def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
     """The configuration that a patched model, or the backbone in it, is saved with."""
     base = copy.copy(with_part(model.config, patch.backbone.config, patch.native_config()))
     base.architectures = [type(model).__name__]
-    requests = [dataclasses.asdict(request) for request in requests_of(patch.placements)]
     entries = base.to_dict()
     kind = entries.pop("model_type")
     notices: dict[str, Any] = dict.fromkeys(base.sub_configs, NOTICE)
-    return PosencConfig(base_model_type=kind, base_config=entries, positional_encoding=requests, **notices)
+    return PosencConfig(base_model_type=kind, base_config=entries, positional_encoding=written(patch.placements), **notices)
+
+
+class TellAdapters:
+    """Before weights are collected to be saved: lets the configurations of PEFT's adapters say what the base has."""
+
+    def __init__(self, patch: Patch):
+        self.patch = patch
+
+    def __call__(self, *_: Any) -> None:
+        for config in adapters_of(self.patch):
+            adapter = config.posenc.adapter if hasattr(config, "posenc") else config.peft_type
+            carry(config, BaseEncoding(adapter, written(self.patch.placements), self.patch.parameters))
+
+
+def adapters_of(record: Patch) -> list[Any]:
+    """The configurations of the adapters that PEFT has put into the model."""
+    return [config for model in record.holders for config in getattr(model, "peft_config", {}).values()]
 
 
 def save_as_patched(record: Patch) -> None:
-    """Let `save_pretrained` say what the model is, unless transformers can be told."""
-    if record.placements and not record.stock:
-        model: Any
-        for model in record.holders:
-            model.save_pretrained = SavePretrained(record, model)
+    """Let `save_pretrained` say what the model is, unless transformers can be told; an adapter says it in any case."""
+    if not record.placements:
+        return
+    record.handles.append(record.backbone.register_state_dict_pre_hook(TellAdapters(record)))
+    model: Any
+    for model in record.holders if not record.stock else ():
+        model.save_pretrained = SavePretrained(record, model)
+
+
+def save_as_stock(record: Patch) -> None:
+    """Undo `save_as_patched`, but for the hooks."""
+    for model in record.holders:
+        model.__dict__.pop("save_pretrained", None)
+    for config in adapters_of(record):
+        drop(config)

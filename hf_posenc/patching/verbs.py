@@ -61,6 +61,12 @@ def patch(model: Model, name: Asked, *, layers: Layers = None, verify: bool = Tr
     requests = asked_for(record, name, layers, options)
     for request in requests:
         _check_reach(request, requests, layers not in (None, "all"), record)
+    carry_out(record, requests, verify)
+    return model
+
+
+def carry_out(record: Patch, requests: Sequence[Request], verify: bool = True) -> None:
+    """Do what is asked for, once it is shown to work."""
     after = planned(record, requests)
     if verify:
         prove(record, requests_of(after))
@@ -68,7 +74,6 @@ def patch(model: Model, name: Asked, *, layers: Layers = None, verify: bool = Tr
     for request in requests:
         if any(p.in_attention and p.request is request for p in record.placements):
             warn(request.name, record.device)
-    return model
 
 
 def unpatch(model: Model) -> Model:
