@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import nn
 
 from .architectures.slots import RotarySlot, ZeroTable
@@ -195,8 +196,9 @@ def _fingerprint(record: Patch) -> str:
 
 
 def _digest(digest: Any, module: nn.Module) -> None:
-    for name, tensor in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    with align_module_device(module):  # fetches what accelerate has offloaded
+        for name, tensor in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     for name, value in sorted(vars(module).items()):
         if name.endswith("attention_scaling"):
             digest.update(f"{name}={value!r}".encode())

@@ -149,6 +149,19 @@ def test_the_models_own_class_refuses_the_checkpoint(tmp_path):
         transformers.AutoModelForCTC.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["alibi", "t5", "shaw", "learned", "yarn"])
+@torch.no_grad()
+def test_in_shards_and_with_tied_weights(name, ids, tmp_path):
+    model = trained("llama", name, tie_word_embeddings=True)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    stored = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(stored.values())) > 2 and "lm_head.weight" not in stored
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    same(again, model, ids)
+
+
 # -- again and again --------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +446,29 @@ def test_offloaded_before_the_patch(arch, name, ids, tmp_path):
         assert offloaded(ids).logits.isfinite().all()
     hf_posenc.inspect(offloaded)
     assert torch.equal(hf_posenc.unpatch(offloaded)(ids).logits, first)
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize(
+    ("arch", "name"), [("llama", "t5"), ("llama", "shaw"), ("llama", "lerope"), ("llama", "learned"), ("gpt2", "learned")]
+)
+@torch.no_grad()
+def test_offloaded_after_the_patch(arch, name, offload, ids, tmp_path):
+    """What an encoding has learned is offloaded too, and it can be looked at, put aside and taken out all the same."""
+    accelerate = pytest.importorskip("accelerate")
+    model = trained(arch, name)
+    model.tie_weights()
+    logits, fingerprint, stock = model(ids).logits, hf_posenc.inspect(model).fingerprint, tiny_model(arch)(ids).logits
+    if offload == "cpu":
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    else:
+        accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in patch_parameters(model))
+    assert torch.equal(model(ids).logits, logits) and hf_posenc.inspect(model).fingerprint == fingerprint
+    with hf_posenc.patched(model, "nope"):
+        assert not torch.allclose(model(ids).logits, logits)
+    assert torch.equal(model(ids).logits, logits) and hf_posenc.inspect(model).fingerprint == fingerprint
+    assert torch.equal(hf_posenc.unpatch(model)(ids).logits, stock)
 
 
 # -- pipelines --------------------------------------------------------------------------------------------------------

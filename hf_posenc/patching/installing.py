@@ -73,13 +73,13 @@ def _slot(record: Patch, contents: dict[Group, PositionalEncoding | None]) -> nn
     """What goes into the native slot."""
     for placement in record.placements:
         if placement.table is not None:
-            return placement.table.to(record.device, record.embedding.dtype)
+            return _moved(placement.table, record.device, record.embedding.dtype)
     return record.architecture.holding(record.native, contents) if contents else record.native
 
 
 def _put_in(record: Patch, placement: Placement) -> None:
     if not placement.in_table:
-        record.backbone.add_module(placement.attribute, placement.encoding.to(record.home(placement)))
+        record.backbone.add_module(placement.attribute, _moved(placement.encoding, record.home(placement)))
     if not placement.native and not placement.beside:
         for i in placement.layers:
             _keep_choosing(record, i)
@@ -94,6 +94,11 @@ def _put_in(record: Patch, placement: Placement) -> None:
             if placement.encoding.has("state") or (record.architecture.caches_keys and changes_keys(placement.encoding)):
                 record.handles.append(attention.register_forward_pre_hook(seam.around(CachedKeys()), with_kwargs=True))
             record.handles += seam.hook(attention)
+
+
+def _moved(module: Any, *where: Any) -> Any:
+    """`module` in its place; what accelerate has offloaded is brought there at each call."""
+    return module if any(parameter.is_meta for parameter in module.parameters()) else module.to(*where)
 
 
 def _write_masks(record: Patch) -> None:
