@@ -43,14 +43,30 @@ def caches(config):
 @torch.no_grad()
 def test_every_padding_with_every_cache(arch, name):
     """Prefilled at once, in pieces that end within the padding, and token by token; in float64, so that nothing hides in rounding."""
-    model, seen = patched(arch, name).double(), paddings()
-    if any(placement.encoding.lookback for placement in patch_of(model).placements):
-        seen = seen[:2]  # a convolution along the text reaches into padding that lies within it
+    check_paddings(patched(arch, name).double(), windows=arch == "mistral")
+
+
+@pytest.mark.parametrize("arch", ["llama", "mistral"])
+@pytest.mark.parametrize("name, options", [("path", {}), ("path", {"taps": 1, "forget": True}), ("selective_rope", {"gate": True})])
+@torch.no_grad()
+def test_what_looks_back_reads_past_padding(arch, name, options):
+    """With numbers as after training: at first convolutions look at the token itself alone."""
+    model = hf_posenc.patch(tiny_model(arch), name, layers="all", **options).double()
+    torch.manual_seed(0)
+    for placement in patch_of(model).placements:
+        for parameter in placement.encoding.parameters():
+            parameter.normal_()
+    check_paddings(model, windows=arch == "mistral")
+
+
+def check_paddings(model, windows):
+    """Under `windows` a row is not the same alone: they count padding within the text, in stock models too."""
+    seen = paddings()
     ids = torch.randint(3, 60, seen.shape, generator=torch.Generator().manual_seed(2))
     alone = [model(row[mask][None], use_cache=False).logits[0] for row, mask in zip(ids, seen, strict=True)]
     positions = (seen.long().cumsum(-1) - 1).masked_fill(~seen, 1)  # what `generate` gives to padding is any number
     whole = model(ids, attention_mask=seen.long(), position_ids=positions, use_cache=False).logits
-    if arch != "mistral":  # a window counts padding within the text, in stock models too
+    if not windows:
         assert_close(whole[seen], torch.cat(alone), **EXACT)
     for ends in ((LENGTH,), (10, 11, 12, 13, LENGTH), (5, 9, LENGTH)):
         for kind, cache in caches(model.config).items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import Cache
 
 from ..compat import RoundingLayer
@@ -16,6 +17,7 @@ from ..encodings import PositionalEncoding
 from ..encodings.base import trailing
 from ..encodings.widths import packed, unpacked, width_of
 from .places import here, placed
+from .reading import Order
 from .unrounded import without_autocast
 
 ENCODED = "posenc_keys_are_encoded"
@@ -74,12 +76,13 @@ class EncodedKeys(SeenCache):
         cache: the cache of the model.
         encoding: the encoding of the layer.
         pos: positions [1 or B,Q] of the new tokens.
-        state: of the new tokens [B,A,Q,n], if the encoding has such.
+        state: of the new tokens as they are read [B,A,Q,n], if the encoding has such.
+        real: which of the token before them and of these are no padding, [1 or B,1+Q] bool; None where all are.
     """
 
-    def __init__(self, cache: Cache, encoding: PositionalEncoding, pos: Tensor, state: Tensor | None = None):
+    def __init__(self, cache: Cache, encoding: PositionalEncoding, pos: Tensor, state: Tensor | None = None, real: Tensor | None = None):
         super().__init__(cache)
-        self._encoding, self._pos, self._state = encoding, pos, state
+        self._encoding, self._pos, self._state, self._real = encoding, pos, state, real
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Cache the new keys [B,G,Q,D] and values [B,G,Q,V]; all that is cached, [B,G,K,D+n] and [B,G,K,V]."""
@@ -89,17 +92,26 @@ class EncodedKeys(SeenCache):
         key = key_states.to(value_states.dtype)  # as attention takes it: under autocast it may come in another
         with without_autocast(key.device):
             key = encoding.cached_key(key, places).to(key.dtype)
-        if state is not None and encoding.lookback:
-            own = state[..., : state.shape[-1] // (1 + encoding.lookback)]
-            state = trailing(own, pos.expand(len(own), -1), encoding.lookback, self._earlier(state, layer_idx, encoding.lookback))
         if state is not None:
+            state = self._in_places(state, pos.to(state.device), layer_idx, encoding.lookback)
             key = torch.cat((key, packed(state.to(key.device), key.shape[1], key.dtype)), -1)
         if key.shape[-1] != key_states.shape[-1]:
             self._make_room(layer_idx, key.shape[-1])
         return self._cache.update(key, value_states, layer_idx, *args, **kwargs)
 
-    def _earlier(self, state: Tensor, layer_idx: int, count: int) -> Tensor | None:
-        """States [B,A,count,n] of the last tokens that are cached, by themselves; zero where there are fewer."""
+    def _in_places(self, state: Tensor, pos: Tensor, layer_idx: int, lookback: int) -> Tensor:
+        """The states [B,A,Q,(1+lookback)*n] of the new tokens, after those that are cached, and each where its token is."""
+        real = None if self._real is None else self._real.to(state.device)
+        order, before = Order(None if real is None else real[:, 1:], each=not lookback), None
+        if lookback and (last := self._last(state, layer_idx)) is not None:
+            own = state.shape[-1] // (1 + lookback)
+            before = last if real is None else torch.where(real[:, None, :1, None], last, F.pad(last[..., own:], (0, own)))
+            earlier = before[..., :-own].unflatten(-1, (lookback, own)).squeeze(2).flip(2)
+            state = trailing(state[..., :own], order.close(pos.expand(len(state), -1)), lookback, earlier)
+        return order.spread_states(state, lookback, before)
+
+    def _last(self, state: Tensor, layer_idx: int) -> Tensor | None:
+        """The state [B,A,1,n] of the last token that is cached; None where there is none."""
         held: Any = self._cache.layers[layer_idx] if layer_idx < len(self._cache.layers) else None
         if held is None or not held.is_initialized:
             return None
@@ -110,10 +122,10 @@ class EncodedKeys(SeenCache):
         keys, columns = held.keys, width_of(state, held.keys.shape[1], held.keys.dtype)
         if keys.shape[-1] <= columns:  # sized in advance, for keys alone
             return None
-        end = length_of(held, keys.device).clamp(max=keys.shape[2])
-        index = end - count + torch.arange(count, device=keys.device)
-        found = unpacked(keys[..., -columns:].index_select(2, index.clamp(min=0)), state.shape[1], state.dtype)
-        return torch.where((index >= 0)[:, None], found[..., : state.shape[-1] // (1 + count)], 0).to(state.device)
+        length = length_of(held, keys.device)
+        last = (length - 1).clamp(0, keys.shape[2] - 1)
+        found = unpacked(keys[..., -columns:].index_select(2, last[None]), state.shape[1], state.dtype)
+        return torch.where(length > 0, found, 0).to(state.device)
 
 
 def length_of(held: Any, device: torch.device) -> Tensor:

@@ -12,13 +12,14 @@ from transformers import Cache
 from ..encodings import PositionalEncoding
 from ..encodings.base import at_hand, has_values
 from ..encodings.naming import EMBEDDING
-from .cached import ENCODED, STATE, EncodedKeys, arguments_of, by_name, no_continuous_batching
+from .cached import ENCODED, STATE, EncodedKeys, arguments_of, by_name, cache_in, no_continuous_batching
 from .entry import GIVEN, PREFIX
-from .places import AXES, here
+from .places import AXES, REAL, here
 from .positions import bound, on_axes, on_every_axis, resolve
+from .reading import Order
 from .settled import Remember, Settled
 from .structured import written
-from .tokens import embedded
+from .tokens import embedded, real_tokens
 from .unrounded import without_autocast
 
 ROTARY = "posenc_rotary"
@@ -71,6 +72,8 @@ class BackbonePositions:
             kwargs = self.hand_down(backbone, kwargs, pos, self.names)
         if backbone.training and not torch.compiler.is_compiling():
             Remember.put_in(backbone, self.settled)
+        if any(placement.encoding.has("state") for placement in self.placements):
+            setattr(pos, REAL, real_tokens(kwargs.get("attention_mask"), cache_in(kwargs), pos))
         for placement in self.placements:
             encoding = placement.encoding
             if torch.is_grad_enabled():
@@ -171,17 +174,18 @@ class CachedKeys:
 
     def __call__(self, attention: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         encoding, pos = attention.posenc_site.encoding, attention.posenc_site.settled.of(kwargs)
-        stateful, state = encoding.has("state"), None
+        stateful, state, real = encoding.has("state"), None, getattr(pos, REAL, None)
         if stateful or any(isinstance(x, Cache) for x in args):
             args, kwargs = (), by_name(attention, args, kwargs)
         if stateful:
             x = kwargs[arguments_of(attention)[0]]
             pos = pos.to(x.device)
+            order = Order(None if real is None else real[:, 1:].to(x.device), each=not encoding.lookback)
             with without_autocast(x.device):
-                state = here(encoding, pos).state(x, pos.expand(len(x), -1))
-            kwargs = kwargs | {STATE: state}
+                state = here(encoding, pos).state(order.close(x), order.close(pos.expand(len(x), -1)))
+            kwargs = kwargs | {STATE: order.spread_states(state, encoding.lookback)}
         held = {name: x for name, x in kwargs.items() if isinstance(x, Cache)}
         for name, cache in held.items():
             cache = getattr(cache, "self_attention_cache", cache)  # of an `EncoderDecoderCache`
-            kwargs = kwargs | {name: EncodedKeys(cache, encoding, pos, state if encoding.caches_state else None), ENCODED: True}
+            kwargs = kwargs | {name: EncodedKeys(cache, encoding, pos, state if encoding.caches_state else None, real), ENCODED: True}
         return args, kwargs

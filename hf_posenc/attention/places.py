@@ -16,6 +16,8 @@ COUNTED = "posenc_counted"
 """Attribute of positions that `positions.resolve` has counted: one apart from each token that the mask does not hide to the next."""
 AXES = "posenc_axes"
 """Attribute of settled positions that holds the position ids of a call on their several axes."""
+REAL = "posenc_real"
+"""Attribute of settled positions [1 or B,Q] that says which of the tokens there are no padding, after the one before them: [B,1+Q] bool."""
 HERE = "posenc_here"
 """Attribute of a tensor of position ids that holds the encodings as they are on its device."""
 
@@ -42,7 +44,7 @@ class _Copies:
             return x
         if device not in self.made:
             self.made[device] = Tensor.to(x, device)
-            for name in {COUNTED, AXES} & vars(x).keys():
+            for name in {COUNTED, AXES, REAL} & vars(x).keys():
                 value = vars(x)[name]
                 setattr(self.made[device], name, value.to(device) if isinstance(value, Tensor) else value)
         return self.made[device]

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import Cache
 
 from ..compat import RoundingLayer
 from ..encodings import PositionalEncoding, Text
-from ..encodings.base import at_hand
 from ..encodings.widths import packed, unpacked, width_of
 from .cached import SeenCache, by_name, cache_in, length_of, no_continuous_batching
 from .masks import visible
 from .places import AXES
 from .positions import columns_of
+from .reading import Order
 from .settled import Settled
 
 NOTES = "posenc_notes"
@@ -37,14 +38,14 @@ def embedded(backbone: Any, arguments: dict[str, Any], encoding: PositionalEncod
     ids, x = arguments.get("input_ids"), arguments.get("inputs_embeds")
     reading = _Reading(backbone, arguments, encoding, pos, layers[0]) if encoding.has(*READING) else None
     if reading is not None and encoding.has("locate"):
-        setattr(pos, AXES, reading.spread(encoding.locate(reading.text).movedim(0, -1)).movedim(-1, 0))
+        setattr(pos, AXES, reading.order.spread(encoding.locate(reading.text).movedim(0, -1)).movedim(-1, 0))
     if not encoding.has("embed", "embed_text"):
         return arguments
     x = backbone.get_input_embeddings()(ids) if x is None else x
     if x.ndim > 3:
         raise ValueError("an encoding of the embeddings takes 2-D input_ids, [batch, tokens]: flatten the choices into the batch")
     x = encoding.embed(x, pos.expand(x.shape[0], -1))
-    x = x if reading is None else reading.spread(encoding.embed_text(reading.close(x), reading.text))
+    x = x if reading is None else reading.order.spread(encoding.embed_text(reading.order.close(x), reading.text))
     return {name: value for name, value in arguments.items() if name != "input_ids"} | {"inputs_embeds": x}
 
 
@@ -59,13 +60,11 @@ class _Reading:
         ids, cache = arguments.get("input_ids"), cache_in(arguments)
         if ids is None or ids.ndim != 2:
             raise ValueError(f"{encoding.name!r} looks at the tokens themselves: call the model with 2-D input_ids, [batch, tokens]")
-        self.rank: Tensor | None = None
-        place = where = pos.expand(len(ids), -1)
-        real = _real(arguments.get("attention_mask"), cache, ids)
-        if real is not None and not (at_hand(real) and bool(real.all())):
-            self.order, self.rank = (~real).long().sort(dim=1, stable=True).indices, real.long().cumsum(1)
-            ids, where = self.close(ids), self.close(where)
-            place = self.close(torch.where(real, place, NOWHERE))
+        real = real_tokens(arguments.get("attention_mask"), cache, pos)
+        self.order = Order(None if real is None else real[:, 1:])
+        where = pos.expand(len(ids), -1)
+        place = where if self.order.real is None else torch.where(self.order.real, where, NOWHERE)
+        ids, where, place = (self.order.close(x) for x in (ids, where, place))
         before = torch.full((len(ids), 1 + encoding.noted), NOWHERE, device=pos.device)
         if encoding.noted:
             if not isinstance(arguments.get("cache"), Cache | None):  # a paged one
@@ -75,35 +74,24 @@ class _Reading:
         self.text = Text(ids, where, first, before[:, 1:], backbone.get_input_embeddings())
         if encoding.noted:
             noted = torch.cat((place[..., None], encoding.notes(self.text)), -1)
-            if self.rank is not None:  # of padding, what is noted of the token before it
-                noted = _rows(torch.cat((before[:, None], noted), 1), self.rank)
-            setattr(pos, NOTES, noted[:, None])
-
-    def close(self, x: Tensor) -> Tensor:
-        """x [B,Q,...] of the tokens, in the order in which they are read."""
-        return x if self.rank is None else _rows(x, self.order)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """x [B,Q,...] of the tokens as they are read, back in their places; of padding, that of another token."""
-        return x if self.rank is None else _rows(x, (self.rank - 1).clamp(min=0))
+            setattr(pos, NOTES, self.order.spread(noted, before[:, None])[:, None])
 
 
-def _real(mask: Any, cache: Cache | None, ids: Tensor) -> Tensor | None:
-    """Which of the new tokens `ids` [B,Q] are no padding, where the mask of the call says so: [B,Q] bool."""
+def real_tokens(mask: Any, cache: Cache | None, pos: Tensor) -> Tensor | None:
+    """Which of the new tokens at `pos` [1 or B,Q], and of the one before them, are no padding, where the mask of the call says so:
+    [1 or B,1+Q] bool."""
     if isinstance(mask, dict):  # one for each type of layer
         mask = max((x for x in mask.values() if isinstance(x, Tensor)), key=lambda x: x.shape[-1], default=None)
-    (batch, new), past = ids.shape, 0 if cache is None else cache.get_seq_length()
+    new, past = pos.shape[-1], 0 if cache is None else cache.get_seq_length()
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4) or mask.shape[-1] < (past if isinstance(past, int) else 0) + new:
         return None
+    index = torch.arange(mask.shape[-1], device=mask.device)
     if mask.ndim == 2:
-        return mask[:, columns_of(mask, cache, new)].bool().to(ids.device)
-    seen = visible(mask, slice(None), new, mask.shape[-1], mask.device)[:, 0].any(-2)
-    return seen[:, past + torch.arange(new, device=mask.device)].expand(batch, -1).to(ids.device)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """x [B,K,...] at `index` [B,Q]: [B,Q,...]."""
-    return x[torch.arange(len(x), device=x.device)[:, None], index]
+        seen, index = mask.bool(), index[columns_of(mask, cache, new)]
+    else:
+        seen, index = visible(mask, slice(None), new, len(index), mask.device)[:, 0].any(-2), past + index[:new]
+    index = torch.cat((index[:1], index + 1))
+    return F.pad(seen, (1, 0), value=True)[:, index].to(pos.device)
 
 
 def _before(cache: Any, layer: int, encoding: PositionalEncoding, nothing: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class PositionalEncoding(nn.Module):
     lookback: int = 0
     """Tokens before each whose states its `state` has too, made by `trailing`: those that lie in the KV cache are filled in.
 
-    Padding before a text is none of them; padding within it is.
+    Padding is none of them.
     """
     sums_before: ClassVar[bool] = False
     """What `increments` says of a token itself is in the sums of those after it alone."""
@@ -190,7 +190,8 @@ class PositionalEncoding(nn.Module):
     def state(self, x: Tensor, pos: Tensor) -> Tensor:
         """Numbers of each token at `pos` [B,Q], from the input `x` [B,Q,M] of the attention: [B,A,Q,n] float32, with A one of 1, G and H.
 
-        They lie beside the key of the token in the KV cache, and are cropped, reordered and moved with it. `Block` has them.
+        They lie beside the key of the token in the KV cache, and are cropped, reordered and moved with it. `Block` has them; those of
+        padding are zero.
         """
         raise NotImplementedError
 

@@ -22,8 +22,7 @@ class PaTH(PositionalEncoding):
 
     score(i, j) = q_i H_i H_(i-1) ... H_(j+1) k_j / sqrt(D) with H_t = I - b_t w_t w_t^T, b_t = 2 sigmoid(u x_t + d) in (0, 2) and vectors
     w_t = silu(the sum of c_s U V x_(t-s) over s < 3) scaled to length 1, for each key-value head of each layer, from what the layer's
-    attention is given. On the way from a key to the query each token reflects or erases one direction. Padding within a text, as behind a
-    prompt that is padded on the right and gone on with, counts as tokens for c; that before a text does not.
+    attention is given. On the way from a key to the query each token reflects or erases one direction.
 
     Args:
         rank: rows of V. What is cached of a token is V x and b, of itself and the two before it.

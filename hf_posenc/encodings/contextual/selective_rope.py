@@ -23,8 +23,7 @@ class SelectiveRoPE(SummedAngles):
 
     Args:
         rank: rows of V.
-        taps: how many tokens the convolution c reaches over, at first the token itself alone; 1 for none. Padding within a text, as behind
-            a prompt that is padded on the right and gone on with, counts as tokens; that before a text does not.
+        taps: how many tokens the convolution c reaches over, at first the token itself alone; 1 for none.
         bias: whether there is b, 0 at first: RoPE, from which the tokens deviate. Otherwise the tokens alone say how far the pairs turn.
         gate: whether there is g.
 
