@@ -30,6 +30,8 @@ def pytest_terminal_summary(terminalreporter):
     pairs = {tuple(value) for report in reports for key, value in report.user_properties if key == "pair"}
     if pairs:
         every = len(design.FAMILIES) * len(design.ENCODINGS)
+        if missing := set(design.CHOSEN) - set(design.FAMILIES):
+            terminalreporter.write_line(f"not built by this transformers: {', '.join(sorted(missing))}")
         terminalreporter.write_line(f"{len(pairs)} of {every} pairs of family and encoding were run (--all-pairs runs all)")
 
 

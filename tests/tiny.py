@@ -67,7 +67,16 @@ def tiny_config(model_type: str, **changes):
         values["layer_types"] = values["layer_types"][-values["num_hidden_layers"] :]
     if "no_rope_layers" in values:
         values["no_rope_layers"] = values["no_rope_layers"][: values["num_hidden_layers"]]
-    return AutoConfig.for_model(model_type, **values)
+    return AutoConfig.for_model(model_type, **{"pad_token_id": 0} | values)  # StableLM up to 5.3 has none that is not given
+
+
+def can_be_built(model_type: str) -> bool:
+    """Whether this transformers has the family, and can build it from a configuration: 5.4.0 refuses a configuration of OLMo 2."""
+    try:
+        with torch.device("meta"):
+            return bool(AutoModelForCausalLM.from_config(tiny_config(model_type)))
+    except Exception:  # whatever a family raises there
+        return False
 
 
 def tiny_model(model_type: str, seed: int = 0, **changes):

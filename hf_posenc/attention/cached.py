@@ -131,7 +131,7 @@ class EncodedKeys(SeenCache):
 def length_of(held: Any, device: torch.device) -> Tensor:
     """How many tokens a layer of a KV cache holds, a tensor [] that is made on `device`: a number would have to be copied there."""
     length = held.get_seq_length()
-    return length.to(device) if isinstance(length, Tensor) else torch.full((), length, device=device)
+    return length.to(device).view(()) if isinstance(length, Tensor) else torch.full((), length, device=device)
 
 
 def no_continuous_batching(*args, **kwargs):
