@@ -145,18 +145,19 @@ def options_for(name: str) -> dict:
     return {k: v for k, v in wanted.items() if k in hf_posenc.describe(name).options}
 
 
-def state_of(encoding, k):
-    """What an encoding with a state says of made-up tokens, one a key of k [B,G,K,D]; None for one without."""
+def state_of(encoding, k, pos=None):
+    """What an encoding with a state says of made-up tokens, one a key of k [B,G,K,D], at `pos` [B,K], by default 0, 1 ...; None without."""
     if not encoding.has("state"):
         return None
     x = torch.randn(len(k), k.shape[2], encoding.geometry.hidden_size, generator=torch.Generator().manual_seed(5), device="cpu").to(k)
-    return encoding.state(x, torch.arange(k.shape[2], device=k.device).expand(len(k), -1))
+    return encoding.state(x, torch.arange(k.shape[2], device=k.device).expand(len(k), -1) if pos is None else pos)
 
 
 def scores_of(encoding, q, k, q_pos, k_pos, **more):
     """The dense definition of an encoding of any kind: on several axes text is alike on all, states are those of made-up tokens."""
+    state = state_of(encoding, k, k_pos)
     q_pos, k_pos = (pos if encoding.axes == 1 else pos.expand(encoding.axes, -1, -1) for pos in (q_pos, k_pos))
-    return encoding.scores(q, k, q_pos, k_pos, state=state_of(encoding, k), **more)
+    return encoding.scores(q, k, q_pos, k_pos, state=state, **more)
 
 
 def scheme_options_for(name: str) -> dict:
