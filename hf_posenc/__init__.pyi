@@ -17,7 +17,7 @@ from .encodings import PositionalEncoding as PositionalEncoding
 from .encodings import Region as Region
 from .encodings import create as create
 from .encodings import register as register
-from .evaluation import perplexity as perplexity
+from .evaluation.perplexity.perplexity import perplexity as perplexity
 from .exporting import export as export
 from .inspection import inspect as inspect
 from .metrics import metric_path as metric_path
