@@ -118,10 +118,10 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     if encoding.has("value"):
         value = encoding.value(value, layout.k_pos).contiguous()
     mask = mask if chosen is None else only(mask, chosen, key.shape[2])
-    layout = layout if mask is given else layout.behind(mask)
+    told, layout = layout, layout if mask is given else layout.behind(mask)
     call = Call(module, query, key, value, mask, encoding, layout, scaling, kwargs, backend, avoided=site.avoided)
     if encoding.has(*WHOLE):
-        call.whole = _whole(call, state, axes)
+        call.whole = _whole(call, told, state, axes)
     if encoding.has("meet"):
         assert call.whole is not None
         call.query, call.key = encoding.meet(call.whole)
@@ -135,16 +135,17 @@ def _parted(key: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return key[..., :-columns], unpacked(key[..., -columns:], state.shape[1], state.dtype)
 
 
-def _whole(call: Call, state: Tensor | None, axes: Tensor) -> Block:
+def _whole(call: Call, told: Layout, state: Tensor | None, axes: Tensor) -> Block:
     """All of a call, as the stages see it that ask for blocks.
 
     Args:
+        told: the layout under the mask that tells padding, whatever further keys are hidden.
         state: of all keys [B,A,K,n], or of the queries alone. axes: those of the queries, [n,1 or B,Q], or [1 or B,Q] where there is one.
     """
     encoding, layout = call.encoding, call.layout
     if encoding.has("state") and state is None:
         raise RuntimeError(f"{type(call.module).__name__} does not hand on what it is given, which {encoding.name!r} looks at")
-    own, real = layout.own if state is not None and encoding.caches_state else (layout.q_pos, None)
+    own, real = told.own if state is not None and encoding.caches_state else (layout.q_pos, None)
     q_state, k_state = (None, None) if state is None else encoding.states(state, own, real)
     many = axes.expand(-1, len(call.query), -1) if encoding.axes > 1 else None
     return Block(call.query, call.key, layout.q_pos, layout.k_pos, call.scaling, None, q_state, k_state, many)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import tiny_config, tiny_model
+from tiny import off_start
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -245,6 +246,15 @@ def test_chosen_keys_are_where_they_are_when_decoding(model_type, name, options)
 def test_encodings_of_chosen_keys_when_decoding(model_type, few, name):
     model = tiny_model(model_type, **few)
     apply(patch_of(model), Request(name, {}, tuple(patch_of(model).attentions)), native_slot=False)
+    assert_close(decoded(model), logits(model), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cable", "carope"])
+@torch.no_grad()
+def test_sums_along_the_text_are_over_keys_that_were_not_chosen_too(name):
+    model = tiny_model("doge", keep_window_size=4)
+    apply(patch_of(model), Request(name, {}, tuple(patch_of(model).attentions)), native_slot=False)
+    off_start(model)
     assert_close(decoded(model), logits(model), atol=1e-3, rtol=1e-3)
 
 
