@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .extras import extra
 from .patching import patch_of
 from .patching.installing import replace
 from .patching.record import Patch, read, written
@@ -29,7 +30,8 @@ def put_in(model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any)
     Args:
         peft_config: the configuration of the adapter, or {adapter_name: configuration}.
     """
-    from peft import PEFT_TYPE_TO_TUNER_MAPPING
+    with extra("peft"):
+        from peft import PEFT_TYPE_TO_TUNER_MAPPING
 
     config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
     return _encoding_first(PEFT_TYPE_TO_TUNER_MAPPING[config.posenc.adapter])(model, peft_config, adapter_name, **kwargs)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from .extras import extra
+
 PARAMETERS = "positional_encoding.safetensors"
 """In the folder of an adapter: the parameters of the encodings of its base."""
 
@@ -52,7 +54,8 @@ class AdapterConfig:
         Args:
             base_peft_type: the type of the adapter. positional_encoding: what its base must have. entries: its own.
         """
-        from peft import PeftConfig
+        with extra("peft"):
+            from peft import PeftConfig
 
         config = PeftConfig.from_peft_type(**entries | {"peft_type": base_peft_type})
         carry(config, BaseEncoding(config.peft_type, positional_encoding))
@@ -62,7 +65,8 @@ class AdapterConfig:
     @classmethod
     def from_pretrained(cls, path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
         """As that of PEFT, with the parameters that lie beside the configuration."""
-        from peft import PeftConfig
+        with extra("peft"):
+            from peft import PeftConfig
         from transformers.utils import cached_file
 
         config: Any = PeftConfig.from_pretrained(path, subfolder=subfolder, **kwargs)

@@ -88,7 +88,7 @@ def test_offline_says_what_to_do(tmp_path, monkeypatch):
 def test_without_gguf_the_error_names_the_package_before_anything_is_downloaded(no_download, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'hf_posenc\[demo\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'hf_posenc\[gguf\]'"):
         fetch_demo_model(tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -49,7 +49,7 @@ def fetch_demo_model(cache_dir: str | Path | None = None) -> Path:
     target = cache / "SmolLM2-135M-Instruct"
     if target.is_dir():
         return target
-    with extra("demo"):  # transformers reads the file with it
+    with extra("gguf"):  # transformers reads the file with it
         from gguf import GGUFReader  # noqa: F401
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".demo-") as scratch:

@@ -17,6 +17,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from .. import inspection, patching
 from ..encodings import PositionalEncoding
+from ..extras import extra
 from ..flags import at_least
 from ..variants import STOCK, name_of, patch_options
 from .corpus import Document
@@ -100,7 +101,8 @@ def read_model(path: str, **how: Any) -> Any:
     """
     auto: Any = AutoModelForCausalLM
     if find_adapter_config_file(path) is not None:
-        from peft import AutoPeftModelForCausalLM as auto
+        with extra("peft"):
+            from peft import AutoPeftModelForCausalLM as auto
     try:
         return auto.from_pretrained(path, **how)
     except SafetensorError as error:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..encodings import Geometry, create
+from ..extras import extra
 from ..files import check_writable
 from .base import Export
 from .rotation import BEYOND, Rotation, is_table, turned
 
 TABLE = "rope_freqs.weight"
 TABLES = (TABLE, "rope_factors_long.weight", "rope_factors_short.weight")
-HINT = "reading and writing GGUF needs the package gguf: pip install 'gguf>=0.10'"
 
 
 def open_gguf(path: str | os.PathLike) -> Any:
@@ -28,10 +28,8 @@ def open_gguf(path: str | os.PathLike) -> Any:
         ImportError: `gguf` is not installed.
         ValueError: it is no GGUF, or one part of several.
     """
-    try:
+    with extra("gguf"):
         import gguf
-    except ImportError:
-        raise ImportError(HINT) from None
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError) as error:
@@ -121,7 +119,8 @@ def write_gguf(reader: Any, exported: Export, output: str | os.PathLike, weights
     Args:
         weights: of a model of the same shapes, by their names in transformers, instead of those of the file.
     """
-    import gguf
+    with extra("gguf"):
+        import gguf
 
     output = Path(output)
     check_writable(output.parent, "--output")
@@ -154,7 +153,8 @@ def renamed(weights: Mapping[str, Tensor], reader: Any, theirs: Mapping[str, Any
     Raises:
         ValueError: architectures whose weights are laid out otherwise, or of another shape than in the file.
     """
-    import gguf
+    with extra("gguf"):
+        import gguf
 
     architecture = architecture_of(reader)
     if architecture not in LAYOUTS:
@@ -196,7 +196,8 @@ LAYOUTS = {"llama": True, "qwen2": False, "qwen3": False}
 
 def copy_metadata(reader: Any, writer: Any, changed: Mapping[str, Any]) -> None:
     """All metadata, in their types; those of `changed` as they are there, without those that are None."""
-    import gguf
+    with extra("gguf"):
+        import gguf
 
     kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
     for key, field in reader.fields.items():
