@@ -63,7 +63,7 @@ def test_the_solution_is_kept_until_the_parameters_change(tiny):
     assert clex.table().requires_grad
 
 
-@pytest.mark.parametrize("options", [{"width": 0}, {"activation": "relu"}, {"step": 0}, {"step": 1.5}, {"factor": 0.5}])
+@pytest.mark.parametrize("options", [{"width": 0}, {"activation": "relu"}, {"step": 1e-4}, {"step": 1.5}, {"factor": 0.5}])
 def test_bad_options(geometry, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         create("clex", geometry, **{"factor": 2.0} | options)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import Geometry, register
+from ..base import Geometry, PositionalEncoding, register
 from ..options import LONGEST_TABLE, count, flag
 from .shaw import RelativeVectors
 
@@ -27,7 +27,8 @@ class NEZHA(RelativeVectors):
         super().__init__(geometry)
         self.max_distance = count("max_distance", max_distance, at_most=LONGEST_TABLE)
         self.values = flag("values", values)
-        self.register_buffer("value_table", None, persistent=False)
+        if not self.values:
+            self.__class__ = KeysAlone
 
     def reset_buffers(self) -> None:
         self.set_buffer("table", self._waves(self.geometry.head_dim))
@@ -39,3 +40,9 @@ class NEZHA(RelativeVectors):
         inv_freq = 10_000.0 ** (-torch.arange(0, width, 2).float() / width)
         angle = torch.arange(self.max_distance, -1, -1)[:, None] * inv_freq
         return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :width]
+
+
+class KeysAlone(NEZHA):
+    """Without vectors for the values, as `shaw` can be."""
+
+    attended = PositionalEncoding.attended  # type: ignore[assignment]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -22,16 +24,15 @@ class RelativeKeys(PositionalEncoding):
 
 
 class RelativeVectors(RelativeKeys):
-    """Another is added to the value of the key: `value_table` [K+1,V], or none."""
+    """Another is added to the value of the key: `value_table` [K+1,V]."""
 
     value_table: Tensor | None
 
     def attended(self, weights: Tensor, block: Block) -> Tensor:
-        if self.value_table is None:
-            return weights.new_zeros(*weights.shape[:3], self.geometry.value_dim)
-        distance = distances(block.q_pos, block.k_pos, len(self.value_table)).expand_as(weights)
-        by_distance = weights.new_zeros(*weights.shape[:3], len(self.value_table)).scatter_add(-1, distance, weights)
-        return by_distance @ self.value_table.to(weights)
+        table = cast(Tensor, self.value_table)
+        distance = distances(block.q_pos, block.k_pos, len(table)).expand_as(weights)
+        by_distance = weights.new_zeros(*weights.shape[:3], len(table)).scatter_add(-1, distance, weights)
+        return by_distance @ table.to(weights)
 
 
 @register("shaw")

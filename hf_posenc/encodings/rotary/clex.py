@@ -49,7 +49,10 @@ class CLEX(RoPEByLength):
         step: float = 0.25,
     ):
         super().__init__(geometry, factor=factor, target_length=target_length)
-        self.activation, self.step = one_of("activation", activation, tuple(ACTIVATIONS)), positive("step", step, at_most=1.0)
+        self.activation, self.step = (
+            one_of("activation", activation, tuple(ACTIVATIONS)),
+            positive("step", step, at_least=1e-3, at_most=1.0),
+        )
         hidden = count("width", width, at_most=64) * self.dim
         self.up, self.down = nn.Parameter(torch.empty(self.dim // 2, hidden)), nn.Parameter(torch.zeros(hidden, self.dim // 2))
         nn.init.kaiming_uniform_(self.up, a=math.sqrt(5))
