@@ -25,7 +25,7 @@ SCHEMES = {
     "ntk": {"factor": 2.0},
     "ntk_by_parts": {"factor": 4.0},
     "yarn": {"factor": 4.0},
-    "yarn:beta_fast=4": {"factor": 4.0, "beta_fast": 4.0},
+    "yarn:beta_slow=0.1": {"factor": 4.0, "beta_slow": 0.1},
     "yarn:attention_factor=0.9": {"factor": 4.0, "attention_factor": 0.9},
     "yarn:truncate=false": {"factor": 4.0, "truncate": False},
     "llama3": {"factor": 4.0},
@@ -52,10 +52,9 @@ def log_probs(model, prompt=PROMPT):
 
 
 def save_base(model, path):
-    """The GGUF of a model, without its weights, which are zeros; its vocabulary are bytes."""
+    """The GGUF of a model, without its weights, which are zeros; its tokens are words: of half a character no server tells much."""
     import gguf
     import numpy as np
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     config, architecture = model.config, model.config.model_type
     writer = gguf.GGUFWriter(path, architecture)
@@ -72,12 +71,10 @@ def save_base(model, path):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    symbols = list(bytes_to_unicode().values())
-    added = config.vocab_size - len(symbols)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([*symbols, *(f"<{i}>" for i in range(added))])
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(symbols) + [gguf.TokenType.CONTROL] * added)
+    writer.add_token_list(["Ċ", *(f"t{i}" for i in range(1, config.vocab_size))])  # the first is a new line, which it looks for
+    writer.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(config.vocab_size - 2)
     writer.add_eos_token_id(config.vocab_size - 1)
@@ -94,8 +91,8 @@ def save_base(model, path):
 
 
 @contextlib.contextmanager
-def llama_server(path, context=256):
-    """The server of llama.cpp with the model of a GGUF, all in float32, for the length of the block."""
+def llama_server(path, context=256, tell=lambda given: None):
+    """The server of llama.cpp with the model of a GGUF, all in float32, for the length of the block; `tell` sets further parameters."""
     import xllamacpp
 
     given = xllamacpp.CommonParams()
@@ -104,6 +101,7 @@ def llama_server(path, context=256):
     given.cpuparams.n_threads = given.cpuparams_batch.n_threads = torch.get_num_threads()
     given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     given.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    tell(given)
     server = xllamacpp.Server(given)
     try:
         yield server

@@ -356,3 +356,29 @@ def test_a_checkpoint_of_ours_is_exported_as_it_is(tmp_path, capsys):
 def test_flags_that_do_not_go_together(words, message, capsys):
     assert cli.main(["export", *words]) == 1
     assert message in capsys.readouterr().err
+
+
+# -- the table of the README --------------------------------------------------------------------------------------------
+
+
+def cell(name, engine):
+    """What becomes of an encoding in an engine, in a word."""
+    model = patched(name) if name != "stock" else model_for()
+    try:
+        carried = hf_posenc.export(model, engine, freeze_at=100 if name in FROZEN else None).carried
+    except ValueError:
+        return "refused"
+    if name in FROZEN:
+        return "frozen"
+    return "carried" if "table" not in carried else "as a table"
+
+
+def test_the_readme_says_what_is_carried_where():
+    engines = ["transformers", "vllm", "sglang", "llama.cpp", "mlx"]
+    assert set(engines) == set(ENGINES)
+    rows: dict[tuple, list[str]] = {}
+    for scheme in ["stock", *SCHEMES, *FROZEN, *BEYOND]:
+        rows.setdefault(tuple(cell(scheme, engine) for engine in engines), []).append(f"`{scheme}`")
+    header = "| encoding | " + " | ".join(engines) + " |\n|---|" + "---|" * len(engines)
+    table = "\n".join([header, *(f"| {', '.join(names)} | {' | '.join(cells)} |" for cells, names in rows.items())])
+    assert table in README.read_text(), table

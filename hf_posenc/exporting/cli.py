@@ -25,7 +25,7 @@ from .serving import compare
 from .verb import export
 
 GGUF, PATCH = ".gguf", ".json"
-LENGTHS = (32, 512)
+LENGTHS = (32, 256)
 """Tokens of the prompts that a server is compared on."""
 
 

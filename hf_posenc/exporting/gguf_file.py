@@ -25,7 +25,7 @@ def open_gguf(path: str | os.PathLike) -> Any:
     """A reader of the file.
 
     Raises:
-        ImportError: `gguf` is not installed.
+        MissingExtra: `gguf` is not installed.
         ValueError: it is no GGUF, or one part of several.
     """
     with extra("gguf"):

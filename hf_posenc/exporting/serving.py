@@ -52,15 +52,19 @@ def compare(model: PreTrainedModel, url: str, prompts: Sequence[Sequence[int]], 
     name = ask(url, "models")["data"][0]["id"]
     found = []
     for prompt in prompts:
-        body = {"model": name, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, "logprobs": TOP}
-        answer = ask(url, "completions", body | {"return_tokens_as_token_ids": True})
-        served = served_log_probs(answer, tokenizer)
+        served = served_log_probs(ask(url, "completions", {"model": name} | question(prompt)), tokenizer)
         here, left_out = log_probs(model, prompt), None
         if patch_of(model).placements:
             with patched(model, "rope", verify=False):
                 left_out = farthest(served, log_probs(model, prompt))
         found.append(Agreement(len(prompt), len(served), farthest(served, here), left_out))
     return found
+
+
+def question(prompt: Sequence[int]) -> dict[str, Any]:
+    """What a server is asked: one token, and the likeliest ones by number."""
+    asked = {"prompt": list(prompt), "max_tokens": 1, "temperature": 0, "logprobs": TOP}
+    return asked | {"return_tokens_as_token_ids": True}  # a word of vLLM's, which others leave alone
 
 
 def farthest(served: Mapping[int, float], here: Tensor) -> float:
@@ -101,5 +105,7 @@ def served_log_probs(answer: Mapping[str, Any], tokenizer: Any = None) -> dict[i
         elif tokenizer is not None and len(ids := tokenizer.encode(text, add_special_tokens=False)) == 1:
             found[ids[0]] = value
     if not found:
-        raise ValueError("the server answers without log-probabilities of tokens: start it so that `logprobs` are allowed")
+        raise ValueError(
+            "the server tells no log-probabilities (llama.cpp does not for half a character): allow `logprobs`, or ask another prompt"
+        )
     return found
