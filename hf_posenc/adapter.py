@@ -11,7 +11,8 @@ from torch import nn
 from .extras import extra
 from .patching import patch_of
 from .patching.installing import replace
-from .patching.record import Patch, read, written
+from .patching.reading import read
+from .patching.record import Patch, written
 from .patching.verbs import carry_out
 from .saved_adapter import BaseEncoding
 
@@ -62,7 +63,7 @@ def restore(record: Patch, wanted: BaseEncoding, alone: bool) -> None:
     """
     before = record.placements
     if not before and alone:
-        carry_out(record, read(wanted.requests))
+        carry_out(record, read(record, wanted.requests))
     elif written(before) != wanted.requests:
         raise ValueError(
             f"the adapter was trained on {_named(wanted.requests)}, and this model has {_named(written(before))}: load it on a stock base"
@@ -93,4 +94,4 @@ def _restore_parameters(live: dict[str, torch.Tensor], saved: dict[str, torch.Te
 
 
 def _named(requests: list[dict[str, Any]]) -> str:
-    return " and ".join(repr(request["name"]) for request in requests) or "its own positional encoding"
+    return " and ".join(repr(request.get("name")) for request in requests) or "its own positional encoding"

@@ -14,7 +14,8 @@ from .encodings import PositionalEncoding
 from .live_config import live
 from .patching import apply, patch_of
 from .patching.proof import prove
-from .patching.record import read, requests_of
+from .patching.reading import read
+from .patching.record import requests_of
 from .saved_config import PosencConfig
 
 
@@ -78,7 +79,8 @@ def _patched_class(model_class: type[PreTrainedModel], config: PosencConfig) -> 
 def _repeat(model: PreTrainedModel, config: PosencConfig) -> None:
     # transformers builds on the meta device; frequencies and slopes are numbers all the same.
     with torch.device("cpu"):
-        apply(patch_of(model), *read(config.positional_encoding or []))
+        record = patch_of(model)
+        apply(record, *read(record, config.positional_encoding or []))
 
 
 def _finish(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:

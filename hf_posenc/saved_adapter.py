@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .extras import extra
+from .saved_config import FORMAT, check_format
 
 PARAMETERS = "positional_encoding.safetensors"
 """In the folder of an adapter: the parameters of the encodings of its base."""
@@ -48,12 +49,14 @@ class BaseEncoding:
 class AdapterConfig:
     """Stands in PEFT's registry of configurations, and makes those of other types of adapters, which know the encoding of their base."""
 
-    def __new__(cls, base_peft_type: str, positional_encoding: list[dict[str, Any]], **entries: Any) -> Any:
+    def __new__(cls, base_peft_type: str, positional_encoding: list[dict[str, Any]], posenc_format: int, **entries: Any) -> Any:
         """The configuration of the adapter itself.
 
         Args:
-            base_peft_type: the type of the adapter. positional_encoding: what its base must have. entries: its own.
+            base_peft_type: the type of the adapter. positional_encoding: what its base must have. posenc_format: the form of that.
+            entries: its own.
         """
+        check_format(posenc_format)
         with extra("peft"):
             from peft import PeftConfig
 
@@ -105,8 +108,8 @@ def carrying(family: Any) -> type:
 
 
 def _to_dict(self: Any) -> dict[str, Any]:
-    own = {"peft_type": AdapterType.HF_POSENC, "base_peft_type": self.posenc.adapter, "positional_encoding": self.posenc.requests}
-    return self.posenc_family.to_dict(self) | own
+    own = {"base_peft_type": self.posenc.adapter, "positional_encoding": self.posenc.requests, "posenc_format": FORMAT}
+    return self.posenc_family.to_dict(self) | {"peft_type": AdapterType.HF_POSENC} | own
 
 
 def _save_pretrained(self: Any, save_directory: str, **kwargs: Any) -> None:

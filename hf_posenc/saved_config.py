@@ -10,8 +10,16 @@ from typing import Any
 from transformers.configuration_utils import PretrainedConfig
 
 NOTICE = "this checkpoint has a positional encoding of the package hf_posenc: `import hf_posenc`, then use the Auto class of the model"
+FORMAT = 1
+"""Of what is written into files: a later one is for a later version of this package."""
 OF_ANY_MODEL = ("return_unused_kwargs", "attn_implementation", "experts_implementation", "dtype", "torch_dtype", "name_or_path")
 """Options of `from_pretrained` about a configuration as such; the others mean the configuration of the model."""
+
+
+def check_format(found: Any) -> None:
+    """Raise ValueError for a form that this version does not read."""
+    if type(found) is not int or not 1 <= found <= FORMAT:
+        raise ValueError(f"this was written by a newer hf_posenc (format {found!r}; this one reads {FORMAT}): pip install -U hf_posenc")
 
 
 class PosencConfig(PretrainedConfig):
@@ -22,6 +30,7 @@ class PosencConfig(PretrainedConfig):
         base_config: its configuration, as before any patch. It names no model type of its own: model classes look for
             theirs in nested configurations, and would load what they find.
         positional_encoding: the requests to repeat on it, each with name, options and layers.
+        posenc_format: the form of these entries.
         vocab_size: a notice where every model class wants a number, so that none of them loads a wrong model; those around a decoder
             find it where they want a configuration.
     """
@@ -30,6 +39,7 @@ class PosencConfig(PretrainedConfig):
     base_model_type: str = ""
     base_config: dict[str, Any] | None = None
     positional_encoding: list[dict[str, Any]] | None = None
+    posenc_format: int = FORMAT
     vocab_size: int | str = NOTICE
 
     @classmethod
@@ -37,6 +47,7 @@ class PosencConfig(PretrainedConfig):
         """As in transformers; what the caller overrides (`num_labels`, `use_cache` ...) is overridden in the model's configuration."""
         from transformers import CONFIG_MAPPING
 
+        check_format(config_dict.get("posenc_format", FORMAT))
         if config_dict.get("base_config") and config_dict.get("base_model_type") in CONFIG_MAPPING:
             own = {k: kwargs.pop(k) for k in OF_ANY_MODEL if k in kwargs}
             base_class = CONFIG_MAPPING[config_dict["base_model_type"]]

@@ -216,6 +216,24 @@ def test_a_saved_configuration_can_be_copied_and_read(stock, tmp_path):
         peft.get_peft_model(stock(), peft.LoraConfig()).add_adapter("other", read)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"posenc_format": 2}, "written by a newer hf_posenc"),
+        ({"positional_encoding": [{"name": "alibi", "options": {}, "layers": [0], "phase": 1}]}, "'phase', which is unknown here"),
+        ({"positional_encoding": [{"name": "path", "options": {"rank": 1 << 40}, "layers": [0]}]}, "would hold"),
+    ],
+)
+def test_what_an_adapter_says_is_looked_at_first(change, message, stock, tmp_path):
+    lora(hf_posenc.patch(stock(), "alibi")).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    base = stock()
+    with pytest.raises(ValueError, match=message):
+        peft.PeftModel.from_pretrained(base, tmp_path)
+    assert not patch_of(base).placements and torch.equal(logits(base), logits(stock()))
+
+
 @pytest.mark.parametrize("damage", ["none", "shapes"])
 def test_parameters_of_another_base_are_refused(damage, stock, tmp_path):
     lora(hf_posenc.patch(stock(), "t5")).save_pretrained(tmp_path)

@@ -141,6 +141,46 @@ def test_a_damaged_configuration_says_so(tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+LONGEST = (1 << 24) - 1
+ENTRY = {"name": "shaw", "options": {"max_distance": 3}, "layers": [0, 1]}
+BAD_ENTRIES = {
+    "a field of tomorrow": (ENTRY | {"phase": 1}, "has 'phase', which is unknown here: upgrade hf_posenc"),
+    "an option of tomorrow": (ENTRY | {"options": {"max_distances": 3}}, "has no option 'max_distances'"),
+    "code for a name": (ENTRY | {"name": "__import__('os').abort()"}, "unknown encoding"),
+    "a name that is no name": (ENTRY | {"name": ["shaw"]}, "its 'name' is"),
+    "no options": (ENTRY | {"options": None}, "its 'options' is None"),
+    "a layer that is not there": (ENTRY | {"layers": [0, 2]}, r"its layers are \[0, 2\], and the model has 0 to 1"),
+    "a layer from behind": (ENTRY | {"layers": [-1]}, r"its layers are \[-1\]"),
+    "a layer twice": (ENTRY | {"layers": [0, 0]}, r"its layers are \[0, 0\]"),
+    "layers in words": (ENTRY | {"layers": "all"}, "its 'layers' is 'all'"),
+    "memory": (ENTRY | {"options": {"max_distance": LONGEST}}, "would hold 1,073,741,824 numbers"),
+    "memory in a part": (
+        ENTRY | {"name": "by_head", "options": {"parts": [{"name": "diet_rel", "max_distance": LONGEST}]}},
+        "would hold",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ENTRIES)
+def test_what_a_file_says_is_looked_at_before_anything_is_built(kind, tmp_path):
+    entry, message = BAD_ENTRIES[kind]
+    trained("llama", "alibi").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"positional_encoding": [entry]}))
+    with pytest.raises(ValueError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("format", [2, "1; import os", None])
+def test_a_newer_format_is_refused(format, tmp_path):
+    trained("llama", "alibi").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["posenc_format"] == 1
+    (tmp_path / "config.json").write_text(json.dumps(config | {"posenc_format": format}))
+    with pytest.raises(ValueError, match="written by a newer hf_posenc"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 def test_the_models_own_class_refuses_the_checkpoint(tmp_path):
     trained("llama", "alibi").save_pretrained(tmp_path)
     with pytest.raises(Exception, match="hf_posenc"):

@@ -2,8 +2,8 @@
 
 `record` holds what was changed, `asking` makes requests of what is asked for, `backends` says what can carry them, `configuration` says
 it in the configuration, `saving` in a checkpoint, `installing` does and undoes it in the modules, `placing` builds encodings for a
-model, `twin`, `running` and `proof` show that it works, `recognising` tells what a model is, `verbs` is what a user calls. Each knows
-those before it.
+model, `twin`, `running` and `proof` show that it works, `recognising` tells what a model is, `verbs` is what a user calls, `reading` makes
+requests of what a file says. Each knows those before it.
 """
 
 from .placing import apply

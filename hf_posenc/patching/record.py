@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -217,11 +217,6 @@ def requests_of(placements: Sequence[Placement]) -> list[Request]:
 def written(placements: Sequence[Placement]) -> list[dict[str, Any]]:
     """What a file says of `placements`: the calls of `patch` that led to them."""
     return [{**dataclasses.asdict(request), "layers": list(request.layers)} for request in requests_of(placements)]
-
-
-def read(entries: Sequence[Mapping[str, Any]]) -> list[Request]:
-    """The calls of `patch` that a file says."""
-    return [Request(entry["name"], entry["options"], tuple(entry["layers"])) for entry in entries]
 
 
 def attribute_name(index: int) -> str:
