@@ -13,6 +13,7 @@ from .architectures.slots import RotarySlot
 from .encodings import PositionalEncoding
 from .live_config import live
 from .patching import apply, patch_of
+from .patching.backends import check_backend
 from .patching.proof import prove
 from .patching.reading import read
 from .patching.record import requests_of
@@ -28,6 +29,7 @@ def load(auto: Any, path: str, *args: Any, config: PosencConfig, **kwargs: Any) 
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     _finish(model, model_class)
     record = patch_of(model)
+    check_backend(record, record.live_backend, record.placements)  # its heads may have been shared out since they were patched
     prove(record, requests_of(record.placements))  # the model may have been saved with another version of transformers
     return loaded
 

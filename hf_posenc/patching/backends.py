@@ -12,8 +12,13 @@ from .record import Patch, Placement
 
 
 def check_backend(record: Patch, backend: str, placements: Sequence[Placement]) -> None:
-    """Raise ValueError if attention `backend` cannot carry one of the placements."""
+    """Raise ValueError if attention `backend` cannot carry one of the placements, or sees a share of the heads alone."""
     for placement in placements:
+        if placement.in_attention and getattr(record.model, "_tp_size", None):
+            raise ValueError(
+                f"{placement.request.name!r} acts in the attention function, where tensor parallelism leaves each process a share of the "
+                "heads: load the model without tp_plan; what goes into the native slot or to the embeddings works with it"
+            )
         if placement.in_attention and (why := _cannot_carry(record, backend, placement.encoding)):
             raise ValueError(
                 f"{placement.request.name!r} changes the attention scores, which attention backend {backend!r} cannot carry{why}; "
