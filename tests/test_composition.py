@@ -375,6 +375,13 @@ def test_what_cannot_be_beside(name, value, message):
         create(name, GEOMETRY, embedding=value)
 
 
+def test_a_table_of_the_embeddings_ends_where_it_ends():
+    model = hf_posenc.patch(tiny_model("llama"), "alibi", embedding={"name": "learned", "max_positions": 10})
+    model(torch.arange(3, 13)[None])
+    with pytest.raises(ValueError, match="position 10 lies past the learned table of 10 positions"):
+        model(torch.arange(3, 14)[None])
+
+
 def test_the_embeddings_are_those_of_all_layers_and_are_added_once():
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="reaches every layer"):

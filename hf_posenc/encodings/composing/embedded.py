@@ -67,7 +67,8 @@ def embedded(value: Any, name: str, geometry: Geometry, options: dict[str, Any])
     if encoding.has(*EMBEDDING, "notes", "locate"):
         raise ValueError(f"{name!r} acts on the embeddings, or reads tokens, itself: it takes no {OPTION}=")
     by_text = beside.has("embed_text")
-    encoding = within([EmbeddedText if by_text else EmbeddedPositions], encoding, noted=beside.noted)
+    outer, any_length = EmbeddedText if by_text else EmbeddedPositions, encoding.any_length and beside.any_length
+    encoding = within([outer], encoding, noted=beside.noted, any_length=any_length)
     encoding.beside = beside
     return encoding
 
