@@ -90,6 +90,8 @@ def test_starts_from_sinusoids():
     for t, k in ((0, 0), (7, 0), (19, 5)):
         angle = t * 10_000.0 ** (-2 * k / 64)
         assert encoding.table[t, 2 * k : 2 * k + 2].tolist() == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
+    encoding.adopt(torch.randn(8, 64))  # the table of a model
+    assert encoding.starts_as == ""
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class T5Bias(PositionalEncoding):
 
     def adopt(self, table: Tensor) -> None:
         if table.shape == self.table.shape:
-            self.table = nn.Parameter(table.detach().clone())
+            self.table, self.starts_as = nn.Parameter(table.detach().clone()), ""
 
     def bucket(self, distance: Tensor) -> Tensor:
         """Bucket of each distance i - j in tokens; the future shares the bucket of distance 0."""

@@ -26,7 +26,7 @@ class HyperbolicHoPE(PositionalEncoding):
 
     Needs pretraining: scores vanish at a distance of tens of tokens. Differs from the paper: t' is fixed, and its default ours, since no
     code of the authors is public; the factors are made for some queries at a time, relative to the first of them, where boosts by
-    absolute positions overflow within a hundred tokens.
+    absolute positions overflow within a hundred tokens. Where a model caps its scores, these stay uncapped.
     """
 
     relative = True

@@ -61,7 +61,7 @@ class LearnedAbsolute(Limited):
 
     def adopt(self, table: Tensor) -> None:
         if table.shape[1] == self.table.shape[1]:
-            self.table = nn.Parameter(self._resized(table.detach()))
+            self.table, self.starts_as = nn.Parameter(self._resized(table.detach())), ""
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         return x + F.embedding(pos.to(self.table.device), self.table).to(x)
