@@ -150,7 +150,9 @@ def _place(record: Patch, p: Placement) -> str:
         on_axes = hasattr(record.native, "mrope_section") and p.encoding.axes == 1  # positions of images
         beside = ", beside the native encoding" if p.beside else ""
         return "in the attention function" + beside + (", by the count of tokens" if on_axes else "")
-    return "in the embeddings" if p.encoding.has(*EMBEDDING) else "with the native encoding switched off"
+    if p.encoding.has(*EMBEDDING):
+        return "in the embeddings"
+    return "in what queries and keys are projected from" if p.encoding.has("infuse") else "with the native encoding switched off"
 
 
 def _layers(layers: tuple[int, ...], num_layers: int) -> str:

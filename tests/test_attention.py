@@ -21,9 +21,9 @@ from hf_posenc.attention.layout import Layout
 from hf_posenc.attention.masks import key_positions
 from hf_posenc.compat import flex_attention_mask
 from hf_posenc.encodings import ENCODINGS, Geometry, PositionalEncoding
-from hf_posenc.encodings.naming import BY_BLOCK, EMBEDDING, SCORING, STAGES
+from hf_posenc.encodings.naming import BEFOREHAND, BY_BLOCK, EMBEDDING, SCORING, STAGES
 
-IN_ATTENTION = [n for n in hf_posenc.list_encodings() if ENCODINGS[n].has(*(stage for stage in STAGES if stage not in EMBEDDING))]
+IN_ATTENTION = [n for n in hf_posenc.list_encodings() if ENCODINGS[n].has(*(stage for stage in STAGES if stage not in BEFOREHAND))]
 every_encoding = partial(pytest.mark.cover, "name", name=IN_ATTENTION)
 """Every encoding in one case; further groups of cases are given."""
 

@@ -16,11 +16,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
-from hf_posenc.attention.cached import STATE
+from hf_posenc.attention import PREFIX, probe
+from hf_posenc.attention.cached import STATE, arguments_of, by_name
 from hf_posenc.encodings import ENCODINGS
 from hf_posenc.encodings.base import products
+from hf_posenc.encodings.definition import self_attention
 from hf_posenc.evaluation import embedded_corpus
-from hf_posenc.patching import Request, apply, patch_of
+from hf_posenc.patching import Request, apply, patch_of, running
 
 once_each = pytest.mark.cover("name", "arch")
 every_kind = partial(pytest.mark.cover, "name family_slot", "encoding_kind family_kind", "arch")
@@ -167,13 +169,16 @@ def test_scores_are_what_the_model_computes(arch, name, batch):
     assert_close(output, expected.float(), **CLOSE)
 
 
+def pairs_seen(record, layer, pos):
+    """Which pairs [B,1,Q,K] of tokens at `pos` [B,Q] meet in a layer."""
+    distance = pos[:, :, None] - pos[:, None, :]
+    slides = record.architecture.layer_types(record.backbone.config)[layer] == "sliding_attention"
+    return ((distance >= 0) & (distance < (WINDOW if slides else len(pos[0]))))[:, None]
+
+
 def reference_attention(encoding, q, k, v, pos, places, kwargs, record, layer):
     """Softmax of the dense definition, in float64, under the causal mask, the window, softcap and sinks of the layer."""
-    distance, scaling = pos[:, :, None] - pos[:, None, :], kwargs["scaling"]
-    seen = distance >= 0
-    if record.architecture.layer_types(record.backbone.config)[layer] == "sliding_attention":
-        seen &= distance < WINDOW
-    seen = seen[:, None]
+    seen, scaling = pairs_seen(record, layer, pos), kwargs["scaling"]
     block = encoding.block(q, k, places, places, scaling, kwargs.get(STATE), seen)
     if (cap := kwargs.get("softcap")) is None:
         scores = encoding.scores(q, k, places, places, scaling, kwargs.get(STATE), seen)
@@ -191,6 +196,48 @@ def reference_attention(encoding, q, k, v, pos, places, kwargs, record, layer):
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     output = weights @ encoding.value(v, pos).repeat_interleave(q.shape[1] // v.shape[1], 1)
     return (output + encoding.attended(weights, block) if encoding.has("attended") else output).transpose(1, 2)
+
+
+INFUSING = [name for name in ENCODINGS if ENCODINGS[name].has("infuse")]
+
+
+@pytest.mark.cover("name family_kind", name=INFUSING)
+@torch.no_grad()
+def test_layers_with_infused_input_are_what_is_defined(arch, name, batch):
+    """In float64, with the projections of a model without any encoding, which makes queries, keys and values of one input."""
+    model, free = patched_model(arch, name), patched_model(arch, "nope").double()
+    placement, calls, given = patch_of(model).placements[0], [], {}
+    layer = placement.layers[0]
+
+    def attend(module, q, k, v, mask, **kwargs):
+        output = function(module, q, k, v, mask, **kwargs)
+        calls.append((kwargs, output[0]))
+        return output
+
+    def keep(attention, args, kwargs):
+        given.update(by_name(attention, args, kwargs))
+
+    attention = patch_of(model).attentions[layer]
+    handle, backend = attention.register_forward_pre_hook(keep, with_kwargs=True), f"{PREFIX}eager"
+    function = ALL_ATTENTION_FUNCTIONS[backend]
+    AttentionInterface.register(backend, attend)
+    try:
+        with running.implementation(patch_of(model), backend):
+            model(batch["input_ids"], use_cache=False)
+    finally:
+        AttentionInterface.register(backend, function)
+        handle.remove()
+
+    def project(x):
+        with probe.looking() as seen, running.implementation(patch_of(free), probe.NAME):
+            (stock := patch_of(free).attentions[layer])(**given | {arguments_of(attention)[0]: x})
+        return seen[stock][:3]
+
+    x, (kwargs, output) = given[arguments_of(attention)[0]].double(), calls[layer]
+    pos = torch.arange(x.shape[1]).expand(len(x), -1)
+    more = {"scaling": kwargs["scaling"], "softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+    expected = self_attention(placement.encoding, x, pos, project, pairs_seen(patch_of(model), layer, pos), **more)
+    assert_close(output, expected.float(), **CLOSE)
 
 
 IN_A_SLOT = [name for name in ENCODINGS if ENCODINGS[name].has("rotate", "embed")]

@@ -1,8 +1,17 @@
+from typing import Any
+
 from transformers import PretrainedConfig
 
 from ..attention.products import Products
 from .base import register
-from .handed import HandedArchitecture, WithZeros
+from .handed import HandedArchitecture, Without
+
+
+class WithZero(Without):
+    """The argument may not be None: one zero [1,1,1] for any number of heads and keys."""
+
+    def instead(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {self.argument: kwargs[self.argument].new_zeros(1, 1, 1)}
 
 
 class Bloom(HandedArchitecture):
@@ -10,7 +19,7 @@ class Bloom(HandedArchitecture):
 
     layers, attention, length = "h", "self_attention", "seq_length"
     seam = Products()
-    without = WithZeros("alibi")
+    without = WithZero("alibi")
 
     def max_positions(self, config: PretrainedConfig) -> int:
         return getattr(config, self.length, 2048)  # not every configuration says it

@@ -11,7 +11,7 @@ from ..attention.products import Divided
 from ..encodings import Geometry
 from ..encodings.bias.alibi import alibi_slopes
 from .base import Architecture, register
-from .handed import HandedArchitecture, WithZeros
+from .handed import HandedArchitecture, Without
 from .slots import Group
 
 
@@ -29,13 +29,14 @@ class Falcon(Architecture):
         return super()._sizes(config) | {"num_kv_heads": 1 if shared else config.num_attention_heads}
 
 
-class WithoutBiasInMask(WithZeros):
-    """The mask [B,H,Q,K] holds the bias too."""
+class WithoutBiasInMask(Without):
+    """The mask [B,H,Q,K] holds the bias [B*H,1,K] too, of which each head wants a number."""
 
     def instead(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         mask: Tensor = kwargs["attention_mask"][:, :1]
         visible = mask > torch.finfo(mask.dtype).min / 2
-        return super().instead(kwargs) | {"attention_mask": mask.masked_fill(visible, 0.0)}
+        zeros = torch.zeros_like(kwargs[self.argument][..., :1])
+        return {self.argument: zeros, "attention_mask": mask.masked_fill(visible, 0.0)}
 
 
 class FalconALiBi(HandedArchitecture, Falcon):

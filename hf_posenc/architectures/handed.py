@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -34,13 +33,6 @@ class Without:
     def instead(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What the module gets in the place of these arguments."""
         return {self.argument: None}
-
-
-class WithZeros(Without):
-    """Where the argument may not be None: zeros for any number of keys."""
-
-    def instead(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {self.argument: torch.zeros_like(kwargs[self.argument][..., :1])}
 
 
 class HandedArchitecture(Architecture):

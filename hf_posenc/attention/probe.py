@@ -17,13 +17,14 @@ NAME = f"{PREFIX}probe"
 
 
 class Handed(NamedTuple):
-    """Queries [B,H,Q,D] and keys [B,G,Q,D] that an attention module hands over.
+    """Queries [B,H,Q,D], keys [B,G,Q,D] and values [B,G,Q,V] that an attention module hands over.
 
     Where the module does the rest itself: the weights [B,H,Q,Q] that it makes of them, and the factor on the products by its description.
     """
 
     query: Tensor
     key: Tensor
+    value: Tensor | None = None
     weights: Tensor | None = None
     scaling: float = 1.0
 
@@ -55,7 +56,7 @@ def see(module: nn.Module, handed: Handed) -> None:
 
 def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs) -> tuple[Tensor, None]:
     """Output [B,Q,H,V] of zeros: without attention, a layer sees each token alone, whatever the layers before it do with positions."""
-    see(module, Handed(query, key))
+    see(module, Handed(query, key, value))
     return value.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[-1]), None
 
 

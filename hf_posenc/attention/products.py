@@ -220,7 +220,7 @@ class Forward(TorchFunctionMode):
         """Output [B,H,Q,V] of the fused attention."""
         self.weighed = True
         if self.looks:
-            probe.see(self.attention, Handed(query, key))
+            probe.see(self.attention, Handed(query, key, value))
             return torch.zeros_like(query)
         more: dict[str, Any] = {ENCODED: True} if ENCODED in self.arguments else {}
         more |= {"scaling": kwargs.get("scale"), "dropout": kwargs.get("dropout_p", 0.0)}
@@ -243,7 +243,7 @@ class Forward(TorchFunctionMode):
 
     def _nothing(self, weights: Tensor, value: Tensor) -> Tensor:
         """Zeros in place of the weighted values, once the weights have been looked at."""
-        probe.see(self.attention, self.handed._replace(weights=self._heads(weights)))
+        probe.see(self.attention, self.handed._replace(value=self._heads(value), weights=self._heads(weights)))
         return weights.new_zeros(*weights.shape[:-1], value.shape[-1], dtype=value.dtype)
 
     def _heads(self, x: Tensor) -> Tensor:

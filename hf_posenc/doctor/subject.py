@@ -17,14 +17,14 @@ from ..attention.choice import Choice, Prospect, choose
 from ..attention.entry import are_bounded
 from ..benchmarking import reaching
 from ..encodings import ENCODINGS, Geometry, PositionalEncoding, create, options_of
-from ..encodings.naming import EMBEDDING, STAGES
+from ..encodings.naming import BEFOREHAND, STAGES
 from ..encodings.widths import packed
 from ..patching import patch_of
 from ..variants import name_of, own_options
 
 LLAMA_LIKE: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 1}
 PASSES = ("forward", "backward", "decoding")
-IN_ATTENTION = tuple(stage for stage in STAGES if stage not in EMBEDDING)
+IN_ATTENTION = tuple(stage for stage in STAGES if stage not in BEFOREHAND)
 """Stages of which an encoding has one or more if the attention function serves it."""
 
 

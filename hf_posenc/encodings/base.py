@@ -176,6 +176,13 @@ class PositionalEncoding(nn.Module):
         """Put positions into the token embeddings `x` [B,Q,M] of `text`, by what the tokens are."""
         return x
 
+    def infuse(self, x: Tensor, pos: Tensor) -> Tensor:
+        """What queries and keys are projected from, [B,Q,M], of the input `x` [B,Q,M] of the attention at `pos` [1 or B,Q].
+
+        Values, and whatever else a layer makes of its input, are projected from `x`. The KV cache holds keys that were made so.
+        """
+        return x
+
     def notes(self, text: Text) -> Tensor:
         """Whole numbers of each token of `text` that the token after it needs, [B,Q,noted], none greater than 2^24.
 

@@ -18,7 +18,7 @@ BATCH, QUERIES, KEYS = 2, 3, 7
 FAR = 1009
 """Tokens by which all positions are moved to see whether only the distance counts; a prime, so that no period hides it."""
 
-BEFORE = ("embed", "notes", "embed_text", "locate", "rotate", "cached_key", "state", "regions", "meet", "value")
+BEFORE = ("embed", "notes", "embed_text", "locate", "infuse", "rotate", "cached_key", "state", "regions", "meet", "value")
 TRIED = (*BEFORE, "context_bias", "bias", "mix", "normalise", "attended")
 """Stages, in the order of a forward pass."""
 
@@ -103,6 +103,12 @@ class _Trial:
         x = self.call("embed", self.x, self.k_pos)
         self.expect("embed", x, self.x, "[B,Q,M]")
         self.expect_effect("embed", torch.equal(x, self.x))
+
+    def infuse(self) -> None:
+        for pos in (self.k_pos, self.k_pos[:1]):
+            x = self.call("infuse", self.x, pos)
+            self.expect("infuse", x, self.x, "[B,Q,M]")
+        self.expect_effect("infuse", torch.equal(x, self.x))
 
     def notes(self) -> None:
         notes, shape = self.call("notes", self.text), (*self.k_pos.shape, self.encoding.noted)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,6 +48,25 @@ def attention(
     scores = encoding.mix(scores, block) if encoding.has("mix") else scores
     output = by_group(weights := _weights(encoding, scores, block, seen, sinks), encoding.value(v, k_pos))
     return (output + encoding.attended(weights, block) if encoding.has("attended") else output).transpose(1, 2)
+
+
+def self_attention(
+    encoding: PositionalEncoding,
+    x: Tensor,
+    pos: Tensor,
+    project: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    seen: Tensor,
+    **more: Any,
+) -> Tensor:
+    """Output [B,Q,H,V] of a layer that is given `x` [B,Q,M] of tokens at `pos` [B,Q].
+
+    Args:
+        project: such input -> queries [B,H,Q,D], keys [B,G,Q,D] and values [B,G,Q,V].
+        seen, more: as `attention` has them.
+    """
+    q, k, _ = project(encoding.infuse(x, pos))
+    state = encoding.state(x, pos) if encoding.has("state") else None
+    return attention(encoding, q, k, project(x)[2], pos, pos, seen, state=state, **more)
 
 
 def _weights(encoding: PositionalEncoding, scores: Tensor, block: Block, seen: Tensor, sinks: Tensor | None) -> Tensor:

@@ -13,7 +13,9 @@ SCORING = ("bias", "regions", *BY_BLOCK)
 """Stages that no kernel has by itself."""
 EMBEDDING = ("embed", "embed_text")
 """Stages that act on the embeddings."""
-STAGES = (*EMBEDDING, "rotate", "meet", "value", *SCORING)
+BEFOREHAND = (*EMBEDDING, "infuse")
+"""Stages that act before there are queries and keys: what attention does with these is none of their business."""
+STAGES = (*BEFOREHAND, "rotate", "meet", "value", *SCORING)
 """Any of which makes an encoding."""
 OVERRIDABLE = (*STAGES, "cached_key", "state", "increments", "notes", "locate")
 ALIKE = 0.8

@@ -35,6 +35,12 @@ def configs_in(model: PreTrainedModel) -> dict[Any, PretrainedConfig]:
     return {module: config for module, config in found.items() if isinstance(config, PretrainedConfig)}
 
 
+def written(config: PretrainedConfig) -> str:
+    """What a configuration says of the model, without what it says of a checkpoint."""
+    aside = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
+    return repr(sorted((name, repr(value)) for name, value in config.to_dict().items() if name not in aside))
+
+
 def with_part(config: PretrainedConfig, part: PretrainedConfig, new: PretrainedConfig) -> PretrainedConfig:
     """`config` with `new` where it has `part`: another object if it has it anywhere."""
     return _with(config, {id(part): new})

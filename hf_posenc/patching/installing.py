@@ -14,6 +14,7 @@ from ..attention.cached import arguments_of, changes_keys, no_continuous_batchin
 from ..attention.documents import hook_documents
 from ..attention.entry import EncodingSite
 from ..attention.hooks import ROTARY, BackbonePositions, CachedKeys, PartRotation, ReadableMask, TablePositions
+from ..attention.infused import Followed, InfusedProjection, Projections
 from ..attention.settled import Forget, Remember
 from ..attention.tokens import NotedTokens
 from ..encodings import PositionalEncoding
@@ -86,6 +87,8 @@ def _put_in(record: Patch, placement: Placement) -> None:
     if placement.encoding.noted:
         first, hook = record.attentions[placement.layers[0]], NotedTokens(record.settled)
         record.handles.append(first.register_forward_pre_hook(record.architecture.seam.around(hook), with_kwargs=True))
+    for i, projections in placement.projections.items():
+        _infuse(record, placement, i, projections)
     if placement.in_attention:
         avoid, seam = avoided(placement.request.name, record.device), record.architecture.seam
         for i in placement.layers:
@@ -99,6 +102,13 @@ def _put_in(record: Patch, placement: Placement) -> None:
 def _moved(module: Any, *where: Any) -> Any:
     """`module` in its place; what accelerate has offloaded is brought there at each call."""
     return module if any(parameter.is_meta for parameter in module.parameters()) else module.to(*where)
+
+
+def _infuse(record: Patch, placement: Placement, layer: int, projections: Projections) -> None:
+    """Put positions into what the queries and keys of `layer` are made of."""
+    site = EncodingSite(record.backbone, placement.attribute, record.settled)
+    for path, columns in projections.items():
+        record.handles.append(InfusedProjection(record.attentions[layer], path, columns, site, record.architecture.seam.around))
 
 
 def _write_masks(record: Patch) -> None:
@@ -134,6 +144,8 @@ def _hook_backbone(record: Patch) -> None:
         hook = BackbonePositions(names, record.placements, record.settled, record.architecture.hand_down, follow, takes_axes)
         around = record.architecture.seam.around
         record.handles.append(record.backbone.register_forward_pre_hook(around(hook), with_kwargs=True))
+        if infused := [handle for handle in record.handles if isinstance(handle, InfusedProjection)]:
+            record.handles.append(record.backbone.register_forward_pre_hook(around(Followed(infused))))
         record.handles.append(record.backbone.register_forward_hook(around(Forget(record.settled)), always_call=True))
         if "position_ids" not in names and any(p.in_table for p in record.placements):
             looked_up = TablePositions(record.settled)

@@ -15,6 +15,7 @@ from ..encodings.contract import check_stages
 from ..encodings.temperature.base import Temperature
 from .backends import check_backend
 from .installing import replace
+from .projections import projections_of
 from .record import Patch, Placement, Request, attribute_name
 
 
@@ -80,7 +81,8 @@ def _place(record: Patch, request: Request, options: dict[str, Any], layers: tup
             raise ValueError(f"{encoding.name!r} keeps a state beside each key in the KV cache, but this family caches no keys (MLA)")
         architecture.check_encoding(record.backbone, encoding)
         architecture.seam.check(encoding)
-    return Placement(request, layers, encoding, attribute_name(index), native, beside=isinstance(encoding, Temperature))
+    projections = {i: projections_of(record)[i] for i in layers} if encoding.has("infuse") else {}
+    return Placement(request, layers, encoding, attribute_name(index), native, isinstance(encoding, Temperature), projections)
 
 
 def _table(record: Patch) -> torch.Tensor | None:

@@ -13,21 +13,22 @@ itself too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from ..architectures.tables import BiasArchitecture
+from ..attention.cached import arguments_of, by_name
 from ..attention.probe import Handed
 from ..encodings import ENCODINGS, PositionalEncoding, create
 from ..encodings.base import products
 from ..encodings.composing.by_head import ByHead
 from ..encodings.naming import EMBEDDING
 from ..encodings.rotary.rope import BY_LENGTH
-from .configuration import configs_in, own_config
+from .configuration import configs_in, own_config, written
 from .installing import uninstall
 from .placing import apply
 from .record import Patch, Placement, Request, attribute_name
@@ -94,12 +95,6 @@ def _of_all_heads(request: Request) -> Request:
     """`request`, as it can be made of a twin, which has fewer heads: what goes by head reaches the attention as what all heads have."""
     by_head = issubclass(ENCODINGS[request.name], ByHead) or "heads" in request.options
     return Request("alibi", {}, request.layers) if by_head else request
-
-
-def written(config: PretrainedConfig) -> str:
-    """What a configuration says of the model, without what it says of a checkpoint."""
-    aside = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
-    return repr(sorted((name, repr(value)) for name, value in config.to_dict().items() if name not in aside))
 
 
 def _key(request: Request) -> tuple:
@@ -266,10 +261,23 @@ def _prove_requests(subject: Patch, requests: Sequence[Request]) -> None:
 
 def _wanted(subject: Patch, placements: Sequence[Placement], native: dict[int, Any]) -> dict[int, Handed]:
     """What each layer is to hand to its attention with `placements`, of which some take the native encoding out."""
-    with having(subject, [nowhere(subject)]):
-        free = look(subject, embedded=[p.encoding for p in placements if p.encoding.has(*EMBEDDING)])
+    embedded = [p.encoding for p in placements if p.encoding.has(*EMBEDDING)]
+    with having(subject, [nowhere(subject)]), ExitStack() as hooks:
+        free = look(subject, embedded=embedded)
+        for i, encoding in ((i, p.encoding) for p in placements for i in p.projections):
+            hook = partial(_infused, encoding, positions(subject))
+            hooks.callback(subject.attentions[i].register_forward_pre_hook(hook, with_kwargs=True).remove)
+        free = {i: handed._replace(value=free[i].value) for i, handed in look(subject, embedded=embedded).items()}
     turning = native | {i: p.encoding if p.native else None for p in placements if not p.beside for i in p.layers}
     return {i: free[i] if turning[i] is None else _turned(subject, i, turning[i], free[i]) for i in free}
+
+
+def _infused(encoding: PositionalEncoding, pos: Tensor, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    """Before an attention: all that it makes is made of what its queries and keys are to be made of."""
+    call = by_name(attention, args, kwargs)
+    given = call[arguments_of(attention)[0]]
+    x = encoding.infuse(given, pos)
+    return (), {name: x if value is given else value for name, value in call.items()}
 
 
 def _prove_embedding(subject: Patch, names: str) -> None:
@@ -324,7 +332,9 @@ def _check_sizes(subject: Patch, layer: int, handed: Handed) -> None:
 
 
 def _check(subject: Patch, layer: int, wanted: Handed, handed: Handed, fault: str) -> None:
-    for want, have in ((wanted.query, handed.query), (wanted.key, handed.key)):
+    for want, have in ((wanted.query, handed.query), (wanted.key, handed.key), (wanted.value, handed.value)):
+        if want is None or have is None:
+            continue
         if want.shape != have.shape or not (want - have).abs().max() <= ROUNDING * want.abs().max():
             raise ValueError(f"{called(subject)} cannot be patched: layer {layer} {fault}")
 
@@ -357,4 +367,4 @@ def _may_turn(subject: Patch, rotation: PositionalEncoding) -> bool:
 def _unscaled(subject: Patch, layer: int, handed: Handed, pos: Tensor) -> Handed:
     """What a layer hands over at `pos`, without the temperature of the family."""
     scale = subject.architecture.query_scale(subject.backbone.config, layer, pos)
-    return handed if scale is None else Handed(handed.query / scale[:, None, :, None], handed.key)
+    return handed if scale is None else handed._replace(query=handed.query / scale[:, None, :, None])

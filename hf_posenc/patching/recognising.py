@@ -8,7 +8,8 @@ from ..architectures import ARCHITECTURES, Architecture
 from ..architectures.base import decoder_of
 from ..architectures.refused import REFUSED
 from ..architectures.structure import candidates
-from .proof import prove_structure, written
+from .configuration import written
+from .proof import prove_structure
 from .record import RECORD, Patch
 
 _recognised: dict[tuple, Architecture] = {}

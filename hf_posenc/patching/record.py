@@ -14,9 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..architectures import Architecture
 from ..architectures.slots import Group
 from ..attention.entry import PREFIX
+from ..attention.infused import Projections
 from ..attention.settled import Settled
 from ..encodings import Geometry, PositionalEncoding, create
-from ..encodings.naming import EMBEDDING, STAGES
+from ..encodings.naming import BEFOREHAND, EMBEDDING, STAGES
 
 RECORD = "posenc_patch"
 """Attribute of a backbone that holds its `Patch`."""
@@ -45,6 +46,8 @@ class Placement:
     """In the native slot, with stock attention; otherwise in the attention function or the embeddings."""
     beside: bool = False
     """The native encoding of its layers stays, and this acts in the attention function beside it."""
+    projections: dict[int, Projections] = dataclasses.field(default_factory=dict)
+    """By layer, what makes its queries and keys, for an encoding that acts on what these are made of."""
     table: nn.Module | None = None
     """While the placement is out of the model: the module that held its table. An optimizer may know the parameter."""
 
@@ -55,7 +58,7 @@ class Placement:
 
     @property
     def in_attention(self) -> bool:
-        return not self.native and any(self.encoding.has(stage) for stage in STAGES if stage not in EMBEDDING)
+        return not self.native and any(self.encoding.has(stage) for stage in STAGES if stage not in BEFOREHAND)
 
 
 class Patch:

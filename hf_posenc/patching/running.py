@@ -32,7 +32,7 @@ def trying() -> Iterator[None]:
     """A block that makes a trial, and takes no random numbers from what comes after it."""
     token = _trying.set(True)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         _trying.reset(token)

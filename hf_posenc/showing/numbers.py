@@ -256,7 +256,8 @@ def embed(subject: Subject, ids: Tensor, pos: Tensor) -> Tensor:
     """What tokens `ids` [N] become at each of the positions `pos` [T] of a text that is this token throughout: [N,T,M]."""
     encoding = subject.encoding
     if not encoding.has("embed_text"):
-        return encoding.embed(subject.embedded(ids)[:, None].expand(-1, len(pos), -1), pos.expand(len(ids), -1))
+        places = pos.expand(len(ids), -1)
+        return encoding.infuse(encoding.embed(subject.embedded(ids)[:, None].expand(-1, len(pos), -1), places), places)
     every = torch.arange(int(pos.max()) + 1)[None]
     rows = []
     for token in ids:
@@ -295,7 +296,7 @@ def similarity(subject: Subject) -> Similarity:
     if subject.embeds:
         change = embed(subject, subject.ids, pos) - subject.embedded(subject.ids)[:, None]
         change = torch.nn.functional.normalize(change, dim=-1)
-        return Similarity(pos, (change @ change.mT).mean(0), "cosine of what is added to the embeddings")
+        return Similarity(pos, (change @ change.mT).mean(0), "cosine of what is added to tokens")
     if subject.reads_contents:
         _, spread = with_contents(subject, pos, pos, few=True)
         return Similarity(pos, spread.mean(0).masked_fill(after, math.nan), "root mean square of what positions add to the score")

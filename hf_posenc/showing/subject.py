@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..encodings import Geometry, PositionalEncoding, create
-from ..encodings.naming import BY_BLOCK, EMBEDDING, STAGES
+from ..encodings.naming import BEFOREHAND, BY_BLOCK, STAGES
 from ..evaluation.models import encoded
 from ..patching import Patch, Placement, patch_of
 from ..variants import STOCK, name_of
@@ -95,13 +95,13 @@ class Subject:
 
     @property
     def embeds(self) -> bool:
-        """It changes the embeddings of tokens."""
-        return self.encoding.has(*EMBEDDING)
+        """It changes the embeddings of tokens, or what queries and keys are projected from: this is shown as if it were the embeddings."""
+        return self.encoding.has(*BEFOREHAND)
 
     @property
     def attends(self) -> bool:
         """It acts in the attention, or nowhere."""
-        return not self.embeds or self.encoding.has(*(stage for stage in STAGES if stage not in EMBEDDING))
+        return not self.embeds or self.encoding.has(*(stage for stage in STAGES if stage not in BEFOREHAND))
 
     @property
     def reads_contents(self) -> bool:
