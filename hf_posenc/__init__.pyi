@@ -12,6 +12,7 @@ from .catalogue import describe as describe
 from .catalogue import list_encodings as list_encodings
 from .catalogue import list_mixes as list_mixes
 from .catalogue import list_model_types as list_model_types
+from .doctor import diagnose as diagnose
 from .encodings import Geometry as Geometry
 from .encodings import PositionalEncoding as PositionalEncoding
 from .encodings import Region as Region

@@ -223,7 +223,7 @@ def _compare(argv: list[str]) -> int:
 
 
 def _doctor(argv: list[str]) -> int:
-    """does every path compute the right numbers on this device, and what does it cost?"""
+    """what is wrong with a model, what would encodings do in it, and do they on this machine?"""
     from .doctor import main
 
     return main(argv)

@@ -54,10 +54,13 @@ class FlagParser(HfArgumentParser):
         prog: what a user types to start it.
         foreign: those of `kinds` that are not ours.
         description: what it does; default the docstring of the first of `kinds`.
+        first: a flag whose value may stand there without the flag.
     """
 
-    def __init__(self, kinds: Sequence[type], prog: str, foreign: Mapping[type, Foreign], description: str | None):
-        usage = f"%(prog)s [SETTINGS{SUFFIXES[0]} | --preset NAME] [--flag value ...]"
+    def __init__(
+        self, kinds: Sequence[type], prog: str, foreign: Mapping[type, Foreign], description: str | None, first: str | None = None
+    ):
+        usage = f"%(prog)s [SETTINGS{SUFFIXES[0]} | --preset NAME]{f' [{first.upper()}]' if first else ''} [--flag value ...]"
         about = description or kinds[0].__doc__
         super().__init__(cast(Any, kinds), prog=prog, usage=usage, description=about, allow_abbrev=False)
         self.foreign, self.everything = foreign, False
@@ -68,6 +71,8 @@ class FlagParser(HfArgumentParser):
             for name, check in declared(kind, foreign):
                 action = self.action(name)
                 action.type = checked(cast(Any, action.type), f"--{name}", check)
+        if first is not None:
+            self.add_argument(first, nargs="?", default=argparse.SUPPRESS)
 
     def action(self, name: str) -> argparse.Action:
         """The first flag that sets a field."""
@@ -189,6 +194,7 @@ def parse(
     defaults: Mapping[str, Any] | None = None,
     foreign: Mapping[type, Foreign] | None = None,
     description: str | None = None,
+    first: str | None = None,
 ) -> tuple[Any, ...]:
     """The command line as one dataclass of each kind: flags, before them one YAML or JSON file or a preset, which they override.
 
@@ -199,12 +205,13 @@ def parse(
         defaults: where this recipe's default is not the field's own.
         foreign: those of `kinds` that are not ours.
         description: what the recipe does; default the docstring of the first of `kinds`.
+        first: a flag whose value may stand there without the flag.
 
     Raises:
         ValueError: a flag that there is not, a value that its flag cannot have, a file that is no mapping, no such preset.
     """
     words = sys.argv[1:] if argv is None else argv
-    parser = FlagParser(kinds, prog, foreign or {}, description)
+    parser = FlagParser(kinds, prog, foreign or {}, description, first)
     parser.set_defaults(**(defaults or {}))
     if words[:1] == ["--preset"]:
         words = [str(preset(Path(prog.split()[-1]).stem, *words[1:2])), *words[2:]]

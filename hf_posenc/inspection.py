@@ -124,21 +124,31 @@ def _live(record: Patch) -> tuple[LiveEncoding, ...]:
 
 def _path(record: Patch, p: Placement, learning: bool) -> Choice:
     """What the attention of the first layer of a placement will do in a pass over many tokens."""
+    attention = record.attentions[p.layers[0]]
+    avoided = attention.posenc_site.avoided if p.in_attention else frozenset()
+    return path_of(record, p, learning, next(attention.parameters()).device.type, record.embedding.dtype, avoided)
+
+
+def path_of(record: Patch, p: Placement, learning: bool, place: str, dtype: torch.dtype, avoided: frozenset[str] = frozenset()) -> Choice:
+    """What the attention of the first layer of a placement, which need not be in the model, does in a pass over many tokens.
+
+    Args:
+        learning: gradients are recorded. place: type of the device. dtype: of the weights. avoided: paths that have failed there.
+    """
     if not p.in_attention:
         return Choice("stock", "the attention of the model does not know of it")
     config, attention = record.backbone.config, record.attentions[p.layers[0]]
-    weight = next(attention.parameters())
     capped = getattr(config, "attn_logit_softcapping", None) is not None or hasattr(attention, "sinks")
     dropout = (getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0)) if learning else 0.0
     prospect = Prospect(
         backend=record.live_backend,
-        place=weight.device.type,
-        dtype=record.embedding.dtype,
+        place=place,
+        dtype=dtype,
         regional=p.encoding.has("regions"),
         learning=learning,
         dropout=dropout,
-        tileable=weight.device.type == "cpu" and not capped and not dropout,
-        avoided=attention.posenc_site.avoided,
+        tileable=place == "cpu" and not capped and not dropout,
+        avoided=avoided,
     )
     return record.architecture.seam.choose(p.encoding, prospect)
 

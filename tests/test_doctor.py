@@ -51,18 +51,18 @@ def logits(model):
 
 
 def test_a_sound_machine(doctor, capsys):
-    status, found = doctor()
+    status, found = doctor("--encoding", "alibi", "rerope", "shaw", "yarn")
     assert status == 0 and found["passed"]
     out = capsys.readouterr().out
     assert "nothing is to be avoided" in out and not verdict.file("cpu").exists()
-    assert {check["path"] for check in found["checks"]} == {"table", "regions", "blocks", "stock"}
-    assert {(check["rows"], check["what"]) for check in found["checks"]} == {
+    assert {check["path"] for check in found["kernels"]} == {"table", "regions", "blocks", "stock"}
+    assert {(check["rows"], check["what"]) for check in found["kernels"]} == {
         *((rows, what) for rows in ("plain", "padded") for what in ("forward", "backward", "decoding")),
         *(("packed", what) for what in ("forward", "backward")),
     }
-    assert all(0 <= check["error"] <= 1 and not check["failure"] and check["why"] for check in found["checks"])
-    assert (found["dtype"], found["device"]) == ("float32", verdict.name_of(torch.device("cpu")))
-    timed = {check["encoding"] for check in found["checks"] if check["path"] != "stock"}
+    assert all(0 <= check["error"] <= 1 and not check["failure"] and check["why"] for check in found["kernels"])
+    assert (found["dtype"], found["machine"]["device"]) == ("float32", verdict.name_of(torch.device("cpu")))
+    timed = {check["encoding"] for check in found["kernels"] if check["path"] != "stock"}
     assert set(found["costs"]["64"]) == {"stock", *timed}
     assert all(cost["seconds"] > 0 and cost["peak"] > 0 for cost in found["costs"]["64"].values())
 
@@ -71,15 +71,15 @@ def test_a_sound_machine(doctor, capsys):
 def test_windows_softcaps_and_sinks(doctor, family):
     status, found = doctor("--encoding", "t5", "rerope", family=family)
     assert status == 0
-    assert "window" in {check["rows"] for check in found["checks"]}
-    assert {check["path"] for check in found["checks"]} == ({"table", "regions"} if family == "mistral" else {"dense"})
+    assert "window" in {check["rows"] for check in found["kernels"]}
+    assert {check["path"] for check in found["kernels"]} == ({"table", "regions"} if family == "mistral" else {"dense"})
 
 
 def test_half_precision(doctor):
     status, found = doctor("--encoding", "alibi", "yarn:factor=8", "--dtype", "bfloat16")
     assert status == 0 and found["dtype"] == "bfloat16"
-    assert max(check["error"] for check in found["checks"]) > 1e-3
-    assert {check["encoding"] for check in found["checks"]} == {"alibi", "yarn:factor=8"}
+    assert max(check["error"] for check in found["kernels"]) > 1e-3
+    assert {check["encoding"] for check in found["kernels"]} == {"alibi", "yarn:factor=8"}
 
 
 def test_a_wrong_path_is_found_and_avoided_until_it_is_right_again(doctor, monkeypatch, capsys):
@@ -89,7 +89,7 @@ def test_a_wrong_path_is_found_and_avoided_until_it_is_right_again(doctor, monke
 
     status, found = doctor("--encoding", "alibi", "rerope")
     assert status == 1 and not found["passed"]
-    failed = [check for check in found["checks"] if check["failure"]]
+    failed = [check for check in found["kernels"] if check["failure"]]
     assert {(check["encoding"], check["path"]) for check in failed} == {("alibi", "table")} and len(failed) == 8
     assert all(check["failure"].startswith("off by ") and check["error"] > 1 for check in failed)
     assert "alibi" not in found["costs"]["64"] and "rerope" in found["costs"]["64"]
@@ -104,7 +104,7 @@ def test_a_wrong_path_is_found_and_avoided_until_it_is_right_again(doctor, monke
 
     monkeypatch.setattr(distance, "attention", distance_attention)
     status, found = doctor("--encoding", "alibi")
-    assert status == 0 and {check["path"] for check in found["checks"]} == {"table"}, "an old verdict does not stand in the way"
+    assert status == 0 and {check["path"] for check in found["kernels"]} == {"table"}, "an old verdict does not stand in the way"
     assert not verdict.file("cpu").exists()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -120,7 +120,7 @@ def test_a_path_that_raises_is_a_line_and_the_others_are_examined(doctor, monkey
     monkeypatch.setattr(regional, "attention", raises)
     status, found = doctor("--encoding", "rerope", "shaw")
     assert status == 1
-    failures = {(check["encoding"], check["failure"]) for check in found["checks"]}
+    failures = {(check["encoding"], check["failure"]) for check in found["kernels"]}
     assert failures == {("rerope", "RuntimeError: no such kernel"), ("shaw", "")}
     with pytest.warns(UserWarning, match="no such kernel"):
         assert_close(logits(hf_posenc.patch(tiny_model("llama"), "rerope", window=3)), right, atol=2e-5, rtol=2e-4)
@@ -142,7 +142,7 @@ def test_numbers_that_are_none(doctor, monkeypatch):
     monkeypatch.setattr(distance, "attention", lambda call: distance_attention(call) * torch.nan)
     status, found = doctor("--encoding", "alibi")
     assert status == 1
-    assert {(check["error"], check["failure"]) for check in found["checks"]} == {(None, "the result has numbers that are not finite")}
+    assert {(check["error"], check["failure"]) for check in found["kernels"]} == {(None, "the result has numbers that are not finite")}
 
 
 def test_what_is_kept(doctor, monkeypatch, capsys):
@@ -207,7 +207,7 @@ def test_a_device_that_stops_answering_ends_the_examination(doctor, monkeypatch)
     monkeypatch.setattr(checks, "answers", lambda device: False)
     status, found = doctor("--encoding", "alibi", "rerope")
     assert status == 1
-    assert [check["failure"] for check in found["checks"] if check["encoding"] == "alibi"] == ["ZeroDivisionError: division by zero"]
+    assert [check["failure"] for check in found["kernels"] if check["encoding"] == "alibi"] == ["ZeroDivisionError: division by zero"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import DEFAULTS, causal_types, model_class, tiny_model
+from families import model_class, tiny_model
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -26,6 +26,7 @@ import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES, Architecture
 from hf_posenc.architectures.refused import REFUSED as REASONS
 from hf_posenc.architectures.tables import TableArchitecture
+from hf_posenc.doctor.model_types import DEFAULTS, causal_types
 from hf_posenc.patching import Patch, Request, apply, patch_of, proof
 from hf_posenc.patching.twin import small
 

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, StaticCache
 
 import hf_posenc
 from hf_posenc.doctor.checks import examine
-from hf_posenc.doctor.cli import NATIVE
-from hf_posenc.doctor.rows import LENGTH
-from hf_posenc.doctor.subject import Subject, read_config
+from hf_posenc.doctor.reading import Source
+from hf_posenc.doctor.rows import LENGTH, TRAINED
+from hf_posenc.doctor.subject import Subject
+from hf_posenc.patching import patch_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")]
 every_encoding = pytest.mark.cover("name")
@@ -27,8 +28,8 @@ def fresh(tmp_path, monkeypatch):
 
 @pytest.mark.cover("name", "encoding_kind dtype", name=SCORING, dtype=["bfloat16", "float16", "float32"])
 def test_every_path(name, dtype):
-    subject = Subject.of(read_config(None), dtype, torch.device("cuda"))
-    checks = [*examine(subject, name, subject.encoding(name, LENGTH, NATIVE))]
+    subject = Subject.of(patch_of(Source(None).skeleton()), getattr(torch, dtype), torch.device("cuda"))
+    checks = [*examine(subject, name, subject.encoding(name, LENGTH, TRAINED))]
     assert checks and not [check for check in checks if check.failure]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attention.entry import posenc_attention
 from ..encodings import PositionalEncoding
 from ..encodings.definition import attention
-from .rows import Rows, layouts
+from .rows import Rows, is_flash, layouts
 from .subject import PASSES, Subject
 
 TOLERANCE = {
@@ -32,10 +32,12 @@ class Check:
     """One pass through a path.
 
     Args:
+        backend: of the attention. encoding, path, why: what is computed, how, and why so. rows: how tokens lie. what: kind of pass.
         error: the greatest difference, of the tolerance; None where there is none, or it is no number.
         failure: what is wrong, in a line; empty if nothing is.
     """
 
+    backend: str
     encoding: str
     path: str
     why: str
@@ -68,14 +70,14 @@ class Sample:
 
 def examine(subject: Subject, label: str, encoding: PositionalEncoding) -> Iterator[Check]:
     """Every pass with every layout of an encoding."""
-    for rows in layouts(subject.window):
+    for rows in layouts(subject.window, not is_flash(subject.config)):
         sample = Sample.of(subject, rows)
         wanted, gradients = by_definition(subject, encoding, rows, sample)
         for what in PASSES:
             if what == "decoding" and rows.packed:
                 continue  # documents are packed where there is no cache
             choice = subject.choice(encoding, rows.start.shape[1], what)
-            about = (label, *choice, rows.name, what)
+            about = (subject.backend, label, *choice, rows.name, what)
             try:
                 error = difference(subject, encoding, rows, sample, what, wanted, gradients)
             except torch.OutOfMemoryError as lacking:

@@ -44,7 +44,7 @@ def costs(subject: Subject, labels: Sequence[str], length: int) -> tuple[dict[st
             continue  # `measure` says so
         except Exception as raised:  # whatever a compiler or a driver has to say
             choice = subject.choice(subject.encoding(label, length, NATIVE), length)
-            failed.append(Check(label, *choice, f"{length:,} tokens", "forward", failure=first_line(raised)))
+            failed.append(Check(subject.backend, label, *choice, f"{length:,} tokens", "forward", failure=first_line(raised)))
             del calls[label]
             if not answers(subject.device):
                 return {}, failed

@@ -11,11 +11,15 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.masking_utils import packed_sequence_mask_function
 
+from ..attention.choice import FLASH
+from ..attention.entry import PREFIX
 from ..attention.masks import Mask
 from ..compat import create_causal_mask, create_sliding_window_causal_mask
 
 LENGTH = 300
 """Tokens of a row: no multiple of the 128 that kernels go by."""
+TRAINED = LENGTH // 3
+"""Tokens that the model counts as trained for, so that remaps are at work in a row."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +67,28 @@ class Rows:
         if cached:
             cache.update(key[:, :, :cached], key[:, :, :cached], 0)
         padding = None if bool(self.real.all()) else self.real.long().to(device)
-        apart = packed_sequence_mask_function(self.start.to(device)) if self.packed else None
+        by_mask = self.packed and not is_flash(config)  # which tells texts apart by their positions
+        apart = packed_sequence_mask_function(self.start.to(device)) if by_mask else None
         create = create_causal_mask if self.window is None else create_sliding_window_causal_mask
         return create(config, query[:, 0], padding, cache if cached else None, and_mask_function=apart)
 
 
-def layouts(window: int | None) -> Iterator[Rows]:
-    """Every way that tokens lie in a model whose sliding layers, if it has such, see `window` keys."""
+def is_flash(config: PretrainedConfig) -> bool:
+    """Whether masks are made for flash attention."""
+    return str(config._attn_implementation).removeprefix(PREFIX) in FLASH
+
+
+def layouts(window: int | None, rows_apart: bool = True) -> Iterator[Rows]:
+    """Every way that tokens lie in a model whose sliding layers, if it has such, see `window` keys.
+
+    Args:
+        rows_apart: several rows may have several texts each; flash attention takes one such row.
+    """
     none = torch.zeros(2, LENGTH, dtype=torch.long)
     yield Rows("plain", none)
     yield Rows("padded", torch.tensor([[77], [0]]).expand(-1, LENGTH))
     index = torch.arange(LENGTH)
     two, three = torch.where(index < 120, 0, 120), torch.where(index < 41, 0, torch.where(index < 190, 41, 190))
-    yield Rows("packed", torch.stack((two, three)), packed=True)
+    yield Rows("packed", torch.stack((two, three) if rows_apart else (three,)), packed=True)
     if window is not None:
         yield Rows("window", none, window=min(window, LENGTH // 3))

@@ -1,15 +1,14 @@
-"""What is examined: the attention of a model, known from its configuration alone, on one device."""
+"""The attention of a model, as far as its paths go by it, on one device."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ..attention import PREFIX, EncodingSite
 from ..attention.cached import ENCODED, STATE
@@ -19,10 +18,9 @@ from ..benchmarking import reaching
 from ..encodings import ENCODINGS, Geometry, PositionalEncoding, create, options_of
 from ..encodings.naming import BEFOREHAND, STAGES
 from ..encodings.widths import packed
-from ..patching import patch_of
+from ..patching import Patch
 from ..variants import name_of, own_options
 
-LLAMA_LIKE: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 1}
 PASSES = ("forward", "backward", "decoding")
 IN_ATTENTION = tuple(stage for stage in STAGES if stage not in BEFOREHAND)
 """Stages of which an encoding has one or more if the attention function serves it."""
@@ -31,9 +29,9 @@ IN_ATTENTION = tuple(stage for stage in STAGES if stage not in BEFOREHAND)
 class Site(nn.Module):
     """The least of an attention module: what attention functions read of one. Without an encoding it is a stock one."""
 
-    def __init__(self, encoding: PositionalEncoding | None, groups: int):
+    def __init__(self, encoding: PositionalEncoding | None, groups: int, config: PretrainedConfig):
         super().__init__()
-        self.encoding, self.num_key_value_groups, self.is_causal = encoding, groups, True
+        self.encoding, self.num_key_value_groups, self.is_causal, self.config = encoding, groups, True, config
         if encoding is not None:
             self.posenc_site = EncodingSite(self, "encoding")
         self.eval()
@@ -59,22 +57,15 @@ class Subject:
     device: torch.device
 
     @classmethod
-    def of(cls, config: PretrainedConfig, dtype: str, device: torch.device, backend: str | None = None) -> Subject:
-        """The shape of the model of `config`; no weights are made.
+    def of(cls, record: Patch, dtype: torch.dtype, device: torch.device, backend: str | None = None) -> Subject:
+        """The shape of the model of `record`, which may be without numbers.
 
         Args:
-            backend: in place of the family's own choice.
-
-        Raises:
-            ValueError: the family is not supported.
+            backend: in place of the one that it has.
         """
-        with torch.device("meta"):
-            record = patch_of(AutoModelForCausalLM.from_config(config))
         backend = backend or record.live_backend
-        config, (first, attention) = record.backbone.config, next(iter(record.attentions.items()))
+        config, (first, attention) = record.native_config(), next(iter(record.attentions.items()))
         slides = "sliding_attention" in record.architecture.layer_types(config)
-        usual = torch.float32 if device.type == "cpu" else torch.bfloat16
-        asked: Any = (config.dtype or usual) if dtype == "auto" else getattr(torch, dtype)
         masks = copy.deepcopy(config)
         masks._attn_implementation = PREFIX + backend
         return cls(
@@ -84,7 +75,7 @@ class Subject:
             window=config.sliding_window if slides else None,
             softcap=getattr(attention, "attn_logit_softcapping", None),
             sinks=hasattr(attention, "sinks"),
-            dtype=asked,
+            dtype=dtype,
             device=device,
         )
 
@@ -96,13 +87,14 @@ class Subject:
         """
         name = name_of(label)
         geometry = dataclasses.replace(self.geometry, max_positions=native)
-        few = {"step": native} if "step" in options_of(ENCODINGS[name]) else {}  # sets of frequencies: each is computed on its own
+        by_length = options_of(ENCODINGS[name]).get("step", 0) is None
+        few = {"step": native} if by_length else {}  # sets of frequencies: each is computed on its own
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return create(name, geometry, **reaching(name, length, native) | few | own_options(label)).to(self.device, self.dtype)
 
     def site(self, encoding: PositionalEncoding | None) -> Site:
-        return Site(encoding, self.geometry.num_heads // self.geometry.num_kv_heads)
+        return Site(encoding, self.geometry.num_heads // self.geometry.num_kv_heads, self.config)
 
     def states(self, batch: int, length: int, device: torch.device | str = "cpu") -> list[Tensor]:
         """Random queries [B,H,L,D], keys and values [B,G,L,D], in the dtype of the model."""
@@ -140,37 +132,3 @@ class Subject:
         regional = are_bounded(encoding.regions(pos[:, -1:] if what == "decoding" else pos, pos))
         plain, on_cpu, learning = self.softcap is None and not self.sinks, self.device.type == "cpu", what == "backward"
         return choose(encoding, Prospect(self.backend, self.device.type, self.dtype, regional, learning, tileable=on_cpu and plain))
-
-    def kind(self, encoding: PositionalEncoding, length: int) -> Hashable:
-        """What tells paths apart, and what they do on the way."""
-        paths = tuple(self.choice(encoding, length, what).path for what in PASSES)
-        return paths, any(p.requires_grad for p in encoding.parameters()), *(encoding.has(stage) for stage in IN_ATTENTION)
-
-
-def read_config(path: str | None) -> PretrainedConfig:
-    """The configuration of a hub id or local path; of Llama 3 8B's attention without one."""
-    if path is None:
-        return AutoConfig.for_model("llama", **LLAMA_LIKE)
-    return AutoConfig.from_pretrained(path).get_text_config(decoder=True)
-
-
-def chosen(subject: Subject, labels: Sequence[str], length: int, native: int) -> tuple[dict[str, PositionalEncoding], dict[str, str]]:
-    """The encodings to examine, and those that this model cannot have, with the reason.
-
-    Args:
-        labels: names with their options; "all", or none for the first encoding in the registry of each kind.
-    """
-    everything = [name for name in ENCODINGS if any(ENCODINGS[name].has(stage) for stage in IN_ATTENTION)]
-    found: dict[str, PositionalEncoding] = {}
-    refused: dict[str, str] = {}
-    for label in everything if list(labels) in ([], ["all"]) else labels:
-        try:
-            found[label] = subject.encoding(label, length, native)
-        except ValueError as error:
-            if label in labels:
-                raise
-            refused[label] = str(error)
-    if labels:
-        return found, refused
-    kinds = {subject.kind(encoding, length): label for label, encoding in reversed(found.items())}
-    return {label: encoding for label, encoding in found.items() if label in kinds.values()}, {}

@@ -19,14 +19,14 @@ def check_backend(record: Patch, backend: str, placements: Sequence[Placement]) 
                 f"{placement.request.name!r} acts in the attention function, where tensor parallelism leaves each process a share of the "
                 "heads: load the model without tp_plan; what goes into the native slot or to the embeddings works with it"
             )
-        if placement.in_attention and (why := _cannot_carry(record, backend, placement.encoding)):
+        if placement.in_attention and (why := cannot_carry(record, backend, placement.encoding)):
             raise ValueError(
                 f"{placement.request.name!r} changes the attention scores, which attention backend {backend!r} cannot carry{why}; "
                 f"load the model with attn_implementation= one of {', '.join(record.architecture.seam.scores)}"
             )
 
 
-def _cannot_carry(record: Patch, backend: str, encoding: PositionalEncoding) -> str:
+def cannot_carry(record: Patch, backend: str, encoding: PositionalEncoding) -> str:
     """Why not, in words that go on from "cannot carry"; nothing if it can."""
     scores = [stage for stage in SCORING if encoding.has(stage)]
     seam = record.architecture.seam

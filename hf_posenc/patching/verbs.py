@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -58,11 +58,20 @@ def patch(model: Model, name: Asked, *, layers: Layers = None, verify: bool = Tr
     record = patch_of(model)
     if record.placements:
         _check_model(record)
+    carry_out(record, plan(record, name, layers, options), verify)
+    return model
+
+
+def plan(record: Patch, name: Asked, layers: Layers, options: Mapping[str, Any]) -> list[Request]:
+    """What `patch` is asked for.
+
+    Raises:
+        ValueError: as `patch` does, before any encoding is made.
+    """
     requests = asked_for(record, name, layers, options)
     for request in requests:
         _check_reach(request, requests, layers not in (None, "all"), record)
-    carry_out(record, requests, verify)
-    return model
+    return requests
 
 
 def carry_out(record: Patch, requests: Sequence[Request], verify: bool = True) -> None:
@@ -109,6 +118,18 @@ def patch_of(model: nn.Module) -> Patch:
     Raises:
         ValueError: the model cannot be patched.
     """
+    record = record_of(model)
+    if RECORD not in record.backbone.__dict__:
+        _check_model(record)
+    return record
+
+
+def record_of(model: nn.Module) -> Patch:
+    """The same of a model that another tool may have changed.
+
+    Raises:
+        ValueError: its family cannot be patched.
+    """
     base: Any = model
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         base = cast(Any, model).get_base_model()
@@ -117,11 +138,7 @@ def patch_of(model: nn.Module) -> Patch:
     architecture = architecture_of(base)
     backbone = architecture.backbone(base)
     live = backbone.__dict__.get(RECORD)
-    if live is not None:
-        return extend_to(live, base)
-    record = Patch(base, architecture, backbone)
-    _check_model(record)
-    return record
+    return Patch(base, architecture, backbone) if live is None else extend_to(live, base)
 
 
 def _check_model(record: Patch) -> None:
