@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..attention.cached import arguments_of, cache_in
 from ..evaluation.report import own_bar_only
 from ..patching import Patch, patch, patch_of, unpatch
-from ..patching.proof import tokens
+from ..patching.running import tokens
 from ..variants import STOCK, name_of
 from .faults import one_line
 from .reading import AUTO, takes
