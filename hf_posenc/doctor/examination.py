@@ -23,7 +23,7 @@ from .checks import TOLERANCE, answers, examine
 from .faults import Fault, of_model, one_line
 from .found import found_in
 from .machine import described, one_thread
-from .outlook import REFUSED, outlook, representatives
+from .outlook import outlook, representatives
 from .reading import shallow, twin
 from .report import Report
 from .rows import LENGTH, TRAINED
@@ -102,7 +102,7 @@ def parts(
     with one_thread():
         of_encodings(report, record, plan, device, dtype, named)
     yield report.show_encodings
-    able = [label for label, seen in report.encodings.items() if seen.place != REFUSED]
+    able = [label for label, seen in report.encodings.items() if seen.served]
     first = able if named else representatives(report.encodings)
     with one_thread():
         on_twin(report, record, [*first, *(label for label in able if label not in first)], device, clock)
@@ -166,7 +166,7 @@ def of_encodings(report: Report, record: Patch, plan: Plan, device: torch.device
     """What each would do; a named one that is refused is a fault."""
     report.encodings = outlook(patch_of(shallow(record)), plan, device, dtype)
     for label, seen in report.encodings.items():
-        if named and seen.place == REFUSED and len(plan) < len(ENCODINGS):
+        if named and not seen.served and len(plan) < len(ENCODINGS):
             report.faults.append(Fault("encoding", f"{label} is refused: {seen.why}", "see `hf-posenc describe`, or choose another one"))
 
 

@@ -240,17 +240,17 @@ def _of_frequencies(record: Patch) -> Iterator[Fault]:
     if record.placements and not inspect(record.model).whole:
         advice = "patch again to put them back, and keep other tools from writing there"
         yield Fault(architecture.slot, "the native slot holds other frequencies than the patch of hf_posenc has put there", advice)
-    if not architecture.rotates or not nested(config) or any(buffer.is_meta for buffer in native.buffers()):
+    if not architecture.rotates or not architecture.has_slot(config) or any(buffer.is_meta for buffer in native.buffers()):
         return
     groups = {record.group(i) for i, attention in record.attentions.items() if architecture.uses_slot(attention)}
     if any(architecture.parameters(config, group).get("rope_type") in BY_LENGTH for group in groups):
         return  # such a module writes to itself
-    fresh = architecture.fresh(native, config)
     for group in groups:
         try:
+            fresh = architecture.fresh(native, config)
             (live, factor), (said, wanted) = (rotary_state(*architecture.rotary(each, group)) for each in (native, fresh))
-        except AttributeError:
-            continue  # said to be another class already
+        except Exception:  # a module of another class, which is said already
+            continue
         where = architecture.slot + f" ({group})" * bool(group)
         if not live.isfinite().all():
             advice = "load the model anew: from_pretrained may have left a buffer without numbers"

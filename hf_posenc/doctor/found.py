@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..encodings import ENCODINGS
 from ..patching import Patch
 from ..patching.asking import LOCAL, select
 from .faults import nested
@@ -76,7 +77,7 @@ def found_in(record: Patch, model: nn.Module, live: Iterable[str] = ()) -> Found
     attentions, types = record.attentions, architecture.layer_types(config)
     geometry = record.geometry(min(attentions))
     positional = tuple(i for i, attention in attentions.items() if not architecture.rotates or architecture.uses_slot(attention))
-    rotates = architecture.rotates and bool(nested(config)) and bool(positional)
+    rotates = architecture.rotates and ENCODINGS[architecture.native_name].rotary and bool(positional)
     has_slot = architecture.has_slot(config)
     native = "learned" if architecture.is_learned else architecture.native_name if architecture.rotates else "fixed numbers"
     return Found(

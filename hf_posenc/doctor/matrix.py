@@ -25,10 +25,10 @@ from .examination import plan_of
 from .faults import one_line
 from .machine import described, one_thread
 from .model_types import causal_types, cut
-from .outlook import REFUSED, outlook
+from .outlook import outlook
 from .reading import Ill, Source, shallow, twin
 from .report import SCHEMA_VERSION
-from .trials import CHECKED, FAILED, LEFT_OUT, PASSED, Twin
+from .trials import CHECKED, FAILED, LEFT_OUT, PASSED, REFUSED, Twin, wrong
 
 OUTPUT = "runs/doctor.json"
 LABELS = ("alibi", "yarn", "sinusoidal")
@@ -67,10 +67,10 @@ class Row:
         outcomes = self.checks.get(check, {})
         if bad := [label for label, outcome in outcomes.items() if outcome == FAILED]:
             return f"{FAILED} {', '.join(bad)}"
-        return PASSED if PASSED in outcomes.values() else LEFT_OUT
+        return next((each for each in (PASSED, REFUSED) if each in outcomes.values()), LEFT_OUT)
 
 
-def examine_types(labels: Sequence[str], device: torch.device, output: str | None, types: Sequence[str] | None = None) -> bool:
+def examine_types(labels: Sequence[str], device: torch.device, output: str | None) -> bool:
     """Try every causal model type, write the matrix, and print it; whether nothing failed.
 
     What is done lies in a journal beside the output until all is done: a run that was stopped goes on there.
@@ -81,7 +81,7 @@ def examine_types(labels: Sequence[str], device: torch.device, output: str | Non
     settings = {"labels": list(plan), **{key: machine[key] for key in ("device", "torch", "transformers", "hf_posenc")}}
     journal, rows = Journal(file.with_suffix(""), Row), []
     console = Console(stderr=True)
-    for index, model_type in track([*enumerate(types or causal_types())], "model types", console=console, disable=not console.is_terminal):
+    for index, model_type in track([*enumerate(causal_types())], "model types", console=console, disable=not console.is_terminal):
         key = hashlib.sha256(json.dumps([model_type, settings], sort_keys=True).encode()).hexdigest()
         row = journal.done.get((index, key))
         if row is None:
@@ -122,9 +122,9 @@ def examined(index: int, key: str, model_type: str, plan: Plan, device: torch.de
     except Exception as error:
         return row(OUT, one_line(error))
     seen = outlook(patch_of(shallow(record)), plan, device, torch.float32)
-    trials = [t for label, each in seen.items() if each.place != REFUSED for t in small.examine(label, each.options)]
+    trials = [t for label, each in seen.items() if each.served for t in small.examine(label, each.options)]
     checks = {check: {t.encoding: t.outcome for t in trials if t.check == check} for check in CHECKED}
-    return row(SERVED, checks=checks, reasons=[f"{t.check}, {t.encoding}: {t.why}" for t in trials if t.outcome == FAILED])
+    return row(SERVED, checks=checks, reasons=[f"{t.check}, {t.encoding}: {t.why}" for t in wrong(trials)])
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from ..benchmarking import reaching
-from ..encodings import ENCODINGS
+from ..encodings import ENCODINGS, Geometry
 from ..encodings.naming import EMBEDDING, STAGES
 from ..evaluation.models import Plan
 from ..inspection import path_of
@@ -24,7 +25,9 @@ REACH = 2
 """How far encodings that are stretched are to reach, as a multiple of the native context."""
 LONGEST = 4096
 """Rows of the tables that are made only to be looked at."""
-NATIVE, ATTENTION, EMBEDDINGS, REFUSED = "native slot", "attention", "embeddings", "refused"
+WIDEST = 512
+"""Their columns."""
+NATIVE, ATTENTION, EMBEDDINGS, NOWHERE, REFUSED = "native slot", "attention", "embeddings", "nowhere", "refused"
 """Places."""
 
 
@@ -33,7 +36,8 @@ class Outlook:
     """What one encoding would do.
 
     Args:
-        place: one of the four above. path: of its attention in a forward pass. in_training: the same where gradients are recorded.
+        place: one of those above; nowhere: the native encoding is switched off.
+        path: of its attention in a forward pass. in_training: the same where gradients are recorded.
         why: that path, or that it is refused.
         options: with which it was asked for.
         stages: of the encoding. learns: it has parameters.
@@ -48,14 +52,29 @@ class Outlook:
     learns: bool = False
 
     @property
+    def served(self) -> bool:
+        """It is not refused."""
+        return self.place != REFUSED
+
+    @property
     def kind(self) -> Hashable:
         """What tells encodings apart that a model computes in different ways."""
         return self.place, self.path, self.in_training, self.learns, self.stages
 
 
+class Narrow(Patch):
+    """A model whose residual stream counts as no wider than `WIDEST`: what is as wide is made only to be looked at."""
+
+    def geometry(self, layer: int) -> Geometry:
+        geometry = super().geometry(layer)
+        is_wide = geometry.hidden_size > WIDEST and self.architecture.native_table(self.native) is None
+        return dataclasses.replace(geometry, hidden_size=WIDEST) if is_wide else geometry
+
+
 def outlook(record: Patch, asked: Plan, device: torch.device, dtype: torch.dtype) -> dict[str, Outlook]:
     """What the encodings of a plan would do in the model of `record` on `device`; it stays as it is, and may be without numbers."""
-    return {label: _of(record, label, options, device, dtype) for label, options in asked.items()}
+    narrow = Narrow(record.model, record.architecture, record.backbone)
+    return {label: _of(narrow, label, options, device, dtype) for label, options in asked.items()}
 
 
 def _of(record: Patch, label: str, options: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Outlook:
@@ -71,7 +90,8 @@ def _of(record: Patch, label: str, options: Mapping[str, Any], device: torch.dev
     placement = next(p for p in placements if p.request in requests)
     encoding = placement.encoding
     path, learning = (path_of(record, placement, each, device.type, dtype) for each in (False, True))
-    place = ATTENTION if placement.in_attention else EMBEDDINGS if encoding.has(*EMBEDDING) else NATIVE
+    elsewhere = ATTENTION if placement.in_attention else EMBEDDINGS if encoding.has(*EMBEDDING) else NOWHERE
+    place = NATIVE if placement.native else elsewhere
     stages = tuple(stage for stage in STAGES if encoding.has(stage))
     return Outlook(place, path.path, learning.path, path.why, asked, stages, any(p.requires_grad for p in encoding.parameters()))
 
@@ -83,7 +103,7 @@ def stretched(name: str, length: int, native: int) -> dict[str, Any]:
 
 def representatives(seen: Mapping[str, Outlook]) -> list[str]:
     """The first label of each kind that is not refused; those that differ most from the ones before come first."""
-    kinds = {each.kind: label for label, each in reversed([*seen.items()]) if each.place != REFUSED}
+    kinds = {each.kind: label for label, each in reversed([*seen.items()]) if each.served}
     first = [label for label in seen if label in kinds.values()]
     by_way: dict[Hashable, list[str]] = {}
     for label in first:

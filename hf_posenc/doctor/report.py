@@ -20,7 +20,8 @@ meaning. A list or mapping that was not asked for is empty.
 | `seconds` | that it took |
 
 That of `--all` has `schema_version`, `passed`, `machine`, `encodings` (the labels), `seconds` and `types`: by model type its `status`
-(served, refused, not built), `why`, `seconds`, and `checks`, by name of the check what it came to (passed, FAILED, -) for each label.
+(served, refused, not built), `why`, `seconds`, `reasons` (of what failed), and `checks`: by name of the check, for each label, what it
+came to (passed, FAILED, refused, -).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from .faults import Fault
 from .found import Found
 from .outlook import Outlook, together
 from .subject import PASSES
-from .trials import CHECKED, FAILED, LEFT_OUT, PASSED, Trial
+from .trials import CHECKED, LEFT_OUT, PASSED, Trial, wrong
 
 SCHEMA_VERSION = 1
 
@@ -68,7 +69,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Nothing is wrong, of what was examined."""
-        bad = [fault for fault in self.faults if fault.grave], [t for t in self.trials if t.outcome == FAILED], self.failures
+        bad = [fault for fault in self.faults if fault.grave], wrong(self.trials), self.failures
         return self.model is not None and not any(bad)
 
     @property
@@ -139,7 +140,7 @@ class Report:
         print()
         print_texts([*CHECKED, "encodings, on a tiny twin"], [[*found, ", ".join(labels)] for found, labels in rows.items()])
         for (outcome, check, why), labels in reasons.items():
-            print(f"{outcome} {check}: {why}", f"({', '.join(labels)})" if outcome == FAILED else f"({len(labels)} encodings)")
+            print(f"{outcome} {check}: {why}", f"({', '.join(labels)})" if outcome != LEFT_OUT else f"({len(labels)} encodings)")
 
     def show_kernels(self) -> None:
         """A row for each pass of each encoding, all layouts together."""
@@ -172,8 +173,8 @@ class Report:
         for part, labels in self.not_examined.items():
             if labels:
                 print(f"not examined, {part}: {', '.join(labels)}")
-        wrong = sum(fault.grave for fault in self.faults), sum(t.outcome == FAILED for t in self.trials), len(self.failures)
-        counted = "{} faults of the model, {} checks on its twin, {} encodings on this device".format(*wrong)
+        counts = sum(fault.grave for fault in self.faults), len(wrong(self.trials)), len(self.failures)
+        counted = "{} faults of the model, {} checks on its twin, {} encodings on this device".format(*counts)
         print("all that was examined passes" if self.passed else f"WRONG: {counted}", f"({self.seconds:.0f} s)")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from .reading import AUTO, takes
 
 ROUNDING = 1e-3
 """Difference, relative to the largest number, that float32 leaves between two ways to the same result."""
-PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "-"
+PASSED, FAILED, REFUSED, LEFT_OUT = "passed", "FAILED", "refused", "-"
 SHORT = {"window": 3, "floor_scale": 4}
 """Options with which encodings do something to the few tokens of a trial."""
 
@@ -34,13 +34,19 @@ class Trial:
     """One check of one encoding.
 
     Args:
-        outcome: one of the three above. why: it failed, or does not apply.
+        outcome: one of the four above. why: it failed, was refused before anything changed, or does not apply.
     """
 
     encoding: str
     check: str
     outcome: str
     why: str = ""
+
+
+def wrong(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that failed; and those that were refused, where every encoding was."""
+    patches = {trial.outcome for trial in trials if trial.check == "patch"}
+    return [trial for trial in trials if trial.outcome == FAILED or patches == {REFUSED}]
 
 
 class Wrong(Exception):
@@ -95,7 +101,7 @@ class Twin:
             if not self.whole.isfinite().all():
                 raise Wrong("the patched model gives numbers that are not finite")
         except Exception as error:  # what is refused, or whatever a family or a driver raises
-            yield Trial(label, "patch", FAILED, one_line(error))
+            yield Trial(label, "patch", REFUSED if isinstance(error, ValueError) else FAILED, one_line(error))
             unpatch(self.model)
             return
         yield Trial(label, "patch", PASSED)
