@@ -65,7 +65,7 @@ def warn(encoding: str, device: Device) -> None:
         warnings.warn(
             f"{encoding!r} goes by query block, which is slower, where it would take what `hf-posenc doctor` has seen fail on "
             f"{machine(device)['device']} ({why}). The doctor looks again, or drops its verdict with --forget",
-            stacklevel=3,
+            stacklevel=4,  # whoever calls `patch`
         )
 
 

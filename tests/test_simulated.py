@@ -1,6 +1,7 @@
 """Every encoding on a simulated CUDA device: the numbers of the CPU, and nothing that a GPU would refuse, wait for or run out of."""
 
 import copy
+import json
 
 import pytest
 import reference_flex
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
 
 import hf_posenc
+from hf_posenc import cli
 from hf_posenc.attention import flex as own_flex
 from hf_posenc.attention import sparse
 from hf_posenc.encodings import ENCODINGS
@@ -508,3 +510,15 @@ def test_the_largest_tensor_is_linear_in_the_length_of_padded_texts(name, monkey
     monkeypatch.setattr(sparse, "SCAN_PAIRS", 1 << 18)  # what is looked at in one go, whatever the length
     few, many = (felt(name, length, padded=True, rows=2).largest for length in (2048, 8192))
     assert many.bytes <= 4.5 * few.bytes, many.where
+
+
+def test_the_doctor(device, tmp_path, monkeypatch):
+    """The whole of it, as on a machine that has a GPU."""
+    monkeypatch.setenv("HF_POSENC_CACHE", str(tmp_path / "cache"))
+    tiny_model("llama").config.save_pretrained(tmp_path / "m")
+    words = ["--encoding", "alibi", "shaw", "yarn", "--device", "cuda:0", "--dtype", "float32"]
+    status = cli.main(["doctor", str(tmp_path / "m"), *words, "--output", str(tmp_path / "doctor.json")])
+    found = json.loads((tmp_path / "doctor.json").read_text())
+    assert status == 0 and found["machine"]["device"] == "simulated"
+    assert {check["path"] for check in found["kernels"]} == {"flex", "blocks", "stock"} and not device.mixes
+    assert all(trial["outcome"] == "passed" for trial in found["trials"] if trial["check"] != "saving"), "'device' among them"

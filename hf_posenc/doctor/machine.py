@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from packaging.requirements import Requirement
 
 from .. import verdict
 
@@ -36,7 +36,7 @@ def described(device: torch.device) -> dict[str, Any]:
 def packages() -> dict[str, str]:
     """Versions by name."""
     try:
-        asked = [Requirement(each).name for each in metadata.requires("hf_posenc") or ()]
+        asked = [re.split(r"[^\w.-]", each)[0] for each in metadata.requires("hf_posenc") or ()]
     except metadata.PackageNotFoundError:  # the folder of the source, on the path
         asked = []
     versions = {name: version(name) for name in sorted({*asked, *KERNELS} - {"hf_posenc"})}

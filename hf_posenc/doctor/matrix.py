@@ -6,7 +6,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
+from transformers import logging
 
 from ..evaluation.journal import Journal
 from ..evaluation.models import Plan
@@ -85,7 +87,7 @@ def examine_types(labels: Sequence[str], device: torch.device, output: str | Non
         key = hashlib.sha256(json.dumps([model_type, settings], sort_keys=True).encode()).hexdigest()
         row = journal.done.get((index, key))
         if row is None:
-            with own_bar_only(), one_thread():
+            with own_bar_only(), one_thread(), quiet():
                 row = examined(index, key, model_type, plan, device)
             journal.add(row)
         rows.append(row)
@@ -99,6 +101,17 @@ def examine_types(labels: Sequence[str], device: torch.device, output: str | Non
     show(rows)
     print(f"\n{'all that was examined passes' if passed else 'WRONG: see FAILED'}; {file}")
     return passed
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of transformers, which every default configuration has some of."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def examined(index: int, key: str, model_type: str, plan: Plan, device: torch.device) -> Row:

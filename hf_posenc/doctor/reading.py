@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSpeechSeq2Seq,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..evaluation.demo_model import resolve_model
 from ..patching import Patch
@@ -27,19 +20,15 @@ from ..patching.record import RECORD
 from ..patching.twin import sharpen, small
 from ..saved_config import PosencConfig
 from .faults import Fault, of_scaling, one_line
+from .found import ranges
 from .model_types import cut, default_config, is_model_type
 
 LLAMA_LIKE: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 1}
 """The attention of Llama 3 8B, where no model is named."""
-AUTO: tuple[Any, ...] = (
-    AutoModelForSeq2SeqLM,
-    AutoModelForSpeechSeq2Seq,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-)
-"""Auto classes of models with a decoder of text: those with an encoder of text beside it first."""
-BESIDE_ENCODER = AUTO[:2]
+BESIDE_ENCODER = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+AUTO_NAMES = (*BESIDE_ENCODER, "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+AUTO: list[Any] = [getattr(transformers, name) for name in AUTO_NAMES if hasattr(transformers, name)]
+"""Auto classes of models with a decoder of text that this transformers has: those with an encoder beside it first."""
 ADAPTER = "adapter_config.json"
 
 
@@ -70,7 +59,7 @@ class Source:
         else:
             self.config = self._read(self._around_adapter(resolve_model(name)))
         if isinstance(self.config, PosencConfig):
-            self.live = [f"{each['name']} on layers {each['layers']}" for each in self.config.positional_encoding or []]
+            self.live = encodings_in({"positional_encoding": self.config.positional_encoding})
             self.config = self._base(self.config)
         self.faults += of_scaling(self.config.get_text_config(decoder=True))
 
@@ -79,11 +68,12 @@ class Source:
         folder = Path(path)
         if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
             return path
-        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        said = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        base, self.live = said.get("base_model_name_or_path"), encodings_in(said)
         if not base:
             advice = "name the folder of the base model"
             raise Ill(Fault(ADAPTER, "the adapter does not say what it was trained on", advice))
-        advice = "patch the base model before you load the adapter; an adapter does not carry an encoding"
+        advice = "load the adapter on that model as it is: an encoding that it was trained with comes with it"
         self.faults.append(Fault(path, f"this is a PEFT adapter: what is examined is its base model, {base}", advice, grave=False))
         return resolve_model(base)
 
@@ -122,10 +112,15 @@ class Source:
             raise Ill(unbuilt(config, error)) from error
 
 
+def encodings_in(said: Mapping[str, Any]) -> list[str]:
+    """The patches of hf_posenc that a configuration speaks of, in words."""
+    return [f"{each['name']} on layers {ranges(each['layers'])}" for each in said.get("positional_encoding") or []]
+
+
 def takes(auto: Any, config: PretrainedConfig) -> bool:
     """Whether an Auto class has a model for a configuration; one with an encoder only where it says that it has one."""
     known = type(config) in auto._model_mapping or auto.__name__ in (getattr(config, "auto_map", None) or {})
-    return known and (auto not in BESIDE_ENCODER or config.is_encoder_decoder)
+    return known and (auto.__name__ not in BESIDE_ENCODER or config.is_encoder_decoder)
 
 
 def unreadable(said: dict[str, Any], trust: bool, error: Exception) -> Fault:

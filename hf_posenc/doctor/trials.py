@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..attention.cached import arguments_of, cache_in
 from ..evaluation.report import own_bar_only
 from ..patching import Patch, patch, patch_of, unpatch
-from ..patching.running import tokens
+from ..patching.running import forward, tokens
 from ..variants import STOCK, name_of
 from .faults import one_line
 from .reading import AUTO, takes
@@ -57,15 +57,10 @@ class NotHere(Exception):
     """A check means nothing for this family."""
 
 
-def forward(record: Patch, ids: Tensor, **inputs: Any) -> Any:
-    beside = record.architecture.beside(record.backbone)
-    return record.backbone(input_ids=ids, **beside, **{"use_cache": False} | inputs, return_dict=True)
-
-
 @torch.no_grad()
 def states(record: Patch, ids: Tensor, **inputs: Any) -> Tensor:
     """Last hidden states [1,Q,M] of the decoder of `record`."""
-    return forward(record, ids, **inputs).last_hidden_state
+    return forward(record, {"input_ids": ids, **inputs}).last_hidden_state
 
 
 class Twin:
@@ -141,7 +136,7 @@ def decoding(twin: Twin) -> None:
     parts, cache, seen = [], None, 0
     with torch.no_grad():
         for count in (3, *(1,) * (twin.ids.shape[1] - 3)):
-            out = forward(twin.record, twin.ids[:, seen : seen + count], use_cache=True, **{name: cache})
+            out = forward(twin.record, {"input_ids": twin.ids[:, seen : seen + count], name: cache}, use_cache=True)
             cache, seen = cache_in(out), seen + count
             if cache is None:
                 raise NotHere("the family keeps no KV cache")
@@ -170,7 +165,7 @@ def packing(twin: Twin) -> None:
 def training(twin: Twin) -> None:
     """Every parameter of the encoding gets a gradient that is a number."""
     with torch.enable_grad():
-        forward(twin.record, twin.ids).last_hidden_state.square().mean().backward()
+        forward(twin.record, {"input_ids": twin.ids}).last_hidden_state.square().mean().backward()
     found = {name: p.grad for name, p in twin.model.named_parameters()}
     twin.model.zero_grad(set_to_none=True)
     if bad := [name for name, grad in found.items() if grad is not None and not grad.isfinite().all()]:
