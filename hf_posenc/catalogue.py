@@ -153,7 +153,7 @@ def describe(name: str, **options: Any) -> Description:
         return describe_mix(name)
     cls = ENCODINGS[name]
     return Description(
-        name=name,
+        name=cls.name,
         title=cls.__name__,
         documentation=python_inspect.getdoc(cls) or "",
         options=options_of(cls),
@@ -177,7 +177,7 @@ def describe_mix(name: str) -> Description:
     cls = MIXES[name]
     parts = [describe(part["name"]) for part in cls().parts(tuple(range(8)))]
     return Description(
-        name=name,
+        name=cls.name,
         title=cls.__name__,
         documentation=python_inspect.getdoc(cls) or "",
         options=options_of(cls),

@@ -140,10 +140,12 @@ def check_plan(labels: Sequence[str], plan: Mapping[str, Mapping[str, Any]], kno
 
 def taken(name: str) -> tuple[str, ...]:
     """The options that an encoding takes; ValueError for an unknown name."""
-    from .catalogue import describe
-    from .encodings.base import COMPOSITIONS
+    from .encodings.base import COMPOSITIONS, ENCODINGS, options_of
 
-    return () if name == STOCK else (*describe(name).options, *([] if name in MIXES else COMPOSITIONS), "layers")
+    if name == STOCK:
+        return ()
+    cls: Any = MIXES[name] if name in MIXES else ENCODINGS[name]
+    return (*options_of(cls), *cls.renamed_options, *([] if name in MIXES else COMPOSITIONS), "layers")
 
 
 def told(options: Sequence[str]) -> str:

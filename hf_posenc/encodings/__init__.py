@@ -3,8 +3,8 @@
 import sys
 
 from ..registry import import_submodules
-from .base import ENCODINGS, Block, Geometry, PositionalEncoding, Region, Text, create, options_of, register
+from .base import ENCODINGS, Block, Geometry, PositionalEncoding, Region, Text, create, current, options_of, register
 
 import_submodules(sys.modules[__name__])
 
-__all__ = ["ENCODINGS", "Block", "Geometry", "PositionalEncoding", "Region", "Text", "create", "options_of", "register"]
+__all__ = ["ENCODINGS", "Block", "Geometry", "PositionalEncoding", "Region", "Text", "create", "current", "options_of", "register"]

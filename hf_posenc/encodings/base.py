@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..registry import Registry, suggestion
+from ..registry import Registry, current_options, suggestion
 from .naming import OVERRIDABLE, check_class
 from .naming import STAGES as STAGES
 from .pairs import Block as Block
@@ -138,6 +138,8 @@ class PositionalEncoding(nn.Module):
     """Overrides no stage, by intent; each class says so for itself."""
     data_dependent: ClassVar[bool] = False
     """What it does to a block of queries is chosen by the numbers in the position tensors: torch.compile breaks the graph there."""
+    renamed_options: ClassVar[Mapping[str, str]] = {}
+    """What options were called, by name: what they are called now."""
     takes_reach: ClassVar[bool] = False
     """`context_bias` takes `reach`, so as not to look for the largest distance in the position tensors."""
     axes: int = 1
@@ -476,6 +478,12 @@ COMPOSITIONS: dict[str, Composition] = {}
 (`composing`)."""
 
 
+def current(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """An encoding and its options under the names that they have now; a warning says each that has changed."""
+    name = ENCODINGS.current(name)
+    return name, current_options(ENCODINGS[name], options)
+
+
 def create(name: str, geometry: Geometry, **options: Any) -> PositionalEncoding:
     """Build one encoding on its own, without a model.
 
@@ -485,6 +493,7 @@ def create(name: str, geometry: Geometry, **options: Any) -> PositionalEncoding:
     Raises:
         ValueError: unknown name, unknown option, or a value the encoding does not accept.
     """
+    name, options = current(name, options)
     cls = ENCODINGS[name]
     known = options_of(cls)
     for option in options:
@@ -504,10 +513,13 @@ def create(name: str, geometry: Geometry, **options: Any) -> PositionalEncoding:
     return encoding
 
 
-def register(name: str) -> Callable[[type[PositionalEncoding]], type[PositionalEncoding]]:
+def register(name: str, *, formerly: Iterable[str] = ()) -> Callable[[type[PositionalEncoding]], type[PositionalEncoding]]:
     """Class decorator that files an encoding under `name`, for `patch`, the command line and the tests.
 
     A class of the same name from the same place replaces the one before: a cell of a notebook is run twice.
+
+    Args:
+        formerly: names that it had, which go on working.
 
     Raises:
         ValueError: the name is taken, or is not snake_case; a class without a stage, or with a method that misspells one.
@@ -517,7 +529,7 @@ def register(name: str) -> Callable[[type[PositionalEncoding]], type[PositionalE
 
     def decorator(cls: type[PositionalEncoding]) -> type[PositionalEncoding]:
         check_class(cls, PositionalEncoding)
-        ENCODINGS.register(name)(cls)
+        ENCODINGS.register(name, formerly=formerly)(cls)
         cls.name = name
         return cls
 

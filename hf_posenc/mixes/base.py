@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..encodings.options import count
@@ -17,6 +17,8 @@ class Mix:
     """Encodings by layer. `patch` makes a request of each part, so that a checkpoint holds the parts."""
 
     name: ClassVar[str]
+    renamed_options: ClassVar[Mapping[str, str]] = {}
+    """What options were called, by name: what they are called now."""
     needs_training: ClassVar[str] = "pretraining, or continued pretraining"
 
     def parts(self, layers: tuple[int, ...]) -> Sequence[Mapping[str, Any]]:
@@ -64,15 +66,18 @@ def as_part(value: Any) -> Part:
     return dict(part)
 
 
-def register(name: str) -> Callable[[type[Mix]], type[Mix]]:
+def register(name: str, *, formerly: Iterable[str] = ()) -> Callable[[type[Mix]], type[Mix]]:
     """Class decorator that files a mix under `name`.
+
+    Args:
+        formerly: names that it had, which go on working.
 
     Raises:
         ValueError: the name is taken.
     """
 
     def decorator(cls: type[Mix]) -> type[Mix]:
-        MIXES.register(name)(cls)
+        MIXES.register(name, formerly=formerly)(cls)
         cls.name = name
         return cls
 

@@ -11,6 +11,7 @@ from ..encodings import options_of
 from ..encodings.composing.by_head import ByHead
 from ..mixes import MIXES
 from ..mixes.by_layer import ByLayer
+from ..registry import current_options
 from ..variants import labelled, parse_layers
 from .record import Patch, Request
 
@@ -32,7 +33,7 @@ def asked_for(record: Patch, asked: Asked, layers: Layers, options: Mapping[str,
             raise ValueError(f"options of a mix belong to its encodings, as {{{next(iter(asked), 'rope')!r}: {dict(options)!r}}}")
         return asked_for(record, ByLayer.name, layers, {"parts": [labelled(label) | dict(own) for label, own in asked.items()]})
     if (name := asked) not in MIXES:
-        return [Request(name, _plain(options), select(layers, record))]
+        return [Request.of(name, _plain(options), select(layers, record))]
     chosen = select("all" if layers is None else layers, record)
     return _mixed(record, MIXES[name](**_known(name, options)).parts(chosen), chosen)
 
@@ -79,10 +80,11 @@ def _default_layers(record: Patch) -> tuple[int, ...]:
 
 def _known(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options`, if the mix `name` takes them."""
-    known = options_of(MIXES[name])
+    cls = MIXES[name]
+    known, options = options_of(cls), current_options(cls, options)
     if unknown := [option for option in options if option not in known]:
         raise ValueError(f"mix {name!r} has no option {unknown[0]!r}. It takes {', '.join(known)}")
-    return dict(options)
+    return options
 
 
 def _mixed(record: Patch, parts: Sequence[Mapping[str, Any]], chosen: tuple[int, ...]) -> list[Request]:
@@ -109,7 +111,7 @@ def _request(group: list[dict[str, Any]], layers: tuple[int, ...]) -> Request:
         names = " and ".join(repr(part["name"]) for part in group)
         raise ValueError(f"{names} are for the same layers: say which by layers=, or which of their heads by heads=")
     options: dict[str, Any] = {"parts": group} if len(group) > 1 else dict(group[0])
-    return Request(ByHead.name if len(group) > 1 else options.pop("name"), _plain(options), layers)
+    return Request.of(ByHead.name if len(group) > 1 else options.pop("name"), _plain(options), layers)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

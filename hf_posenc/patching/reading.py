@@ -41,7 +41,7 @@ def _request(entry: dict[str, Any], record: Patch) -> Request:
     layers = entry["layers"]
     if not layers or any(type(i) is not int or i not in record.attentions for i in layers) or len(set(layers)) < len(layers):
         raise ValueError(f"positional_encoding is damaged: its layers are {layers}, and the model has {_span(list(record.attentions))}")
-    return Request(entry["name"], entry["options"], tuple(layers))
+    return Request.of(entry["name"], entry["options"], layers)
 
 
 def _size(record: Patch, request: Request) -> int:

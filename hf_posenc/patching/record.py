@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from ..architectures.slots import Group
 from ..attention.entry import PREFIX
 from ..attention.infused import Projections
 from ..attention.settled import Settled
-from ..encodings import Geometry, PositionalEncoding, create
+from ..encodings import Geometry, PositionalEncoding, create, current
 from ..encodings.naming import BEFOREHAND, EMBEDDING, STAGES
 
 RECORD = "posenc_patch"
@@ -32,6 +32,11 @@ class Request:
     name: str
     options: dict[str, Any]
     layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, options: Mapping[str, Any], layers: Iterable[int]) -> Request:
+        """Under the names that encoding and options have now."""
+        return cls(*current(name, options), tuple(layers))
 
 
 @dataclasses.dataclass
