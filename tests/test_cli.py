@@ -111,3 +111,10 @@ def test_the_encoding_in_the_readme_works():
 def test_the_readme_names_what_there_is():
     text = README.read_text()
     assert all(f"`{name}`" in text for name in (*hf_posenc.list_encodings(), *hf_posenc.architectures.ARCHITECTURES))
+
+
+def test_the_readme_tells_of_this_version_and_of_files_that_there_are():
+    contributing, changes = README.read_text().partition("## Contributing")[2].split("## Changes")
+    files = set(re.findall(r"(?:tests|hf_posenc)/[\w/]+(?:\.py)?", contributing)) - {"tests/encodings/test_NAME.py"}
+    assert len(files) > 8 and not [file for file in files if not (README.parent / file).exists()]
+    assert f"\n### {hf_posenc.__version__}\n" in changes
