@@ -110,7 +110,7 @@ def _live(record: Patch) -> tuple[LiveEncoding, ...]:
     """What is placed; encodings that one request gave to each layer count as one."""
 
     def together(p: Placement) -> Any:
-        return (id(p.request), _place(record, p)) if p.encoding.per_layer else p.attribute
+        return (id(p.request), place_of(record, p)) if p.encoding.per_layer else p.attribute
 
     live = []
     for _, same in groupby(record.placements, together):
@@ -118,7 +118,7 @@ def _live(record: Patch) -> tuple[LiveEncoding, ...]:
         first, layers = placements[0], tuple(i for p in placements for i in p.layers)
         parameters = sum(x.numel() for p in placements for x in record.holder(p)[1].parameters())
         paths = (_path(record, first, learning) for learning in (False, True))
-        live.append(LiveEncoding(first.request.name, first.request.options, layers, _place(record, first), parameters, *paths))
+        live.append(LiveEncoding(first.request.name, first.request.options, layers, place_of(record, first), parameters, *paths))
     return tuple(live)
 
 
@@ -153,7 +153,8 @@ def path_of(record: Patch, p: Placement, learning: bool, place: str, dtype: torc
     return record.architecture.seam.choose(p.encoding, prospect)
 
 
-def _place(record: Patch, p: Placement) -> str:
+def place_of(record: Patch, p: Placement) -> str:
+    """Where a placement, which need not be in the model, acts."""
     if p.native:
         return "in the native slot"
     if p.in_attention:

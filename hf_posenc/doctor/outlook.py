@@ -12,9 +12,9 @@ import torch
 
 from ..benchmarking import reaching
 from ..encodings import ENCODINGS, Geometry
-from ..encodings.naming import EMBEDDING, STAGES
+from ..encodings.naming import STAGES
 from ..evaluation.models import Plan
-from ..inspection import path_of
+from ..inspection import path_of, place_of
 from ..patching import Patch
 from ..patching.placing import planned
 from ..patching.verbs import plan
@@ -27,8 +27,8 @@ LONGEST = 4096
 """Rows of the tables that are made only to be looked at."""
 WIDEST = 512
 """Their columns."""
-NATIVE, ATTENTION, EMBEDDINGS, NOWHERE, REFUSED = "native slot", "attention", "embeddings", "nowhere", "refused"
-"""Places."""
+REFUSED = "refused"
+"""In the place of a place."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Outlook:
     """What one encoding would do.
 
     Args:
-        place: one of those above; nowhere: the native encoding is switched off.
+        place: where it acts, as `inspect` says it of a patched model.
         path: of its attention in a forward pass. in_training: the same where gradients are recorded.
         why: that path, or that it is refused.
         options: with which it was asked for.
@@ -90,10 +90,10 @@ def _of(record: Patch, label: str, options: Mapping[str, Any], device: torch.dev
     placement = next(p for p in placements if p.request in requests)
     encoding = placement.encoding
     path, learning = (path_of(record, placement, each, device.type, dtype) for each in (False, True))
-    elsewhere = ATTENTION if placement.in_attention else EMBEDDINGS if encoding.has(*EMBEDDING) else NOWHERE
-    place = NATIVE if placement.native else elsewhere
     stages = tuple(stage for stage in STAGES if encoding.has(stage))
-    return Outlook(place, path.path, learning.path, path.why, asked, stages, any(p.requires_grad for p in encoding.parameters()))
+    return Outlook(
+        place_of(record, placement), path.path, learning.path, path.why, asked, stages, any(p.requires_grad for p in encoding.parameters())
+    )
 
 
 def stretched(name: str, length: int, native: int) -> dict[str, Any]:
