@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_posenc
 from hf_posenc.finetuning import parse
-from hf_posenc.finetuning.model import apply_encoding, learned_modules
+from hf_posenc.finetuning.model import apply_encoding
 from hf_posenc.mixes import MIXES
 from hf_posenc.patching import patch_of
 from hf_posenc.variants import name_of, own_options, read_plan
@@ -216,7 +216,7 @@ def test_adapters_train_what_parts_learn(tmp_path):
         torch.manual_seed(7)
         return hf_posenc.patch(tiny_model("llama", num_hidden_layers=4), {"shaw": {"layers": "::2"}, "rope": {"temperature": "ssmax"}})
 
-    names = learned_modules(mixed())
+    names = hf_posenc.learned_modules(mixed())
     assert names == ["positional_encoding", *(f"positional_encoding_{i}" for i in (1, 2, 3))]
     config = peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=names, task_type="CAUSAL_LM")
     model = peft.get_peft_model(mixed(), config)
