@@ -24,7 +24,7 @@ from .record import Patch
 from .running import called, forward, having, is_trying, nowhere, tokens, trying
 from .twin import twin_of
 
-OF_AN_INSTANCE = ("forward", "_hf_hook", "_old_forward", "posenc_site")
+OF_AN_INSTANCE = ("forward", "_hf_hook", "_old_forward", "_compiled_call_impl", "posenc_site")
 """What tools put on a module, beside what its class has put there."""
 
 _found: dict[tuple, dict[int, Projections]] = {}
@@ -126,7 +126,7 @@ def _uses(x: Tensor, pieces: Mapping[str, Tensor], handed: Handed) -> dict[str, 
 def _depended_on(outputs: tuple[Tensor | None, ...], leaves: list[Tensor]) -> list[Tensor]:
     """Which columns [C] of each leaf any of `outputs` depends on."""
     total = sum((x * torch.randn_like(x)).sum() for x in outputs if x is not None and x.requires_grad)
-    none = [torch.zeros(leaf.shape[-1], dtype=torch.bool) for leaf in leaves]
+    none = [leaf.new_zeros(leaf.shape[-1], dtype=torch.bool) for leaf in leaves]
     if not isinstance(total, Tensor):
         return none
     grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
@@ -151,11 +151,11 @@ def _at_full_size(record: Patch, layer: int, cut: Cut, uses: Mapping[str, Use]) 
     """The same for `layer` of the model itself, from what its twin was given; nothing of the model is run."""
     attention = hollow(record.attentions[layer])
     shape = *cut.x.shape[:-1], record.geometry(layer).hidden_size
-    x = torch.randn(shape, requires_grad=True)
-    pieces = {}
+    made_up = partial(torch.randn, dtype=torch.float32, device="cpu", requires_grad=True)
+    x, pieces = made_up(shape), {}
     for path in (path for path, use in uses.items() if path and torch.cat(use).any()):
         owner, _, name = path.rpartition(".")
-        pieces[path] = torch.randn(*shape[:-1], _width(attention.get_submodule(path)), requires_grad=True)
+        pieces[path] = made_up(*shape[:-1], _width(attention.get_submodule(path)))
         setattr(attention.get_submodule(owner), name, Given(pieces[path]))
     config = copy.deepcopy(getattr(attention, "config", record.backbone.config))
     attention.config = config
@@ -174,7 +174,7 @@ def hollow(module: Any) -> Any:
     nn.Module.__init__(there)
     there.training = False
     vars(there).update({name: value for name, value in vars(module).items() if name not in (*vars(there), *OF_AN_INSTANCE)})
-    ones = torch.ones((), device="cpu")
+    ones = torch.ones((), dtype=torch.float32, device="cpu")
     there._parameters = {name: None if x is None else nn.Parameter(ones.expand(x.shape)) for name, x in module._parameters.items()}
     there._buffers = {name: None if x is None else ones.to(x.dtype).expand(x.shape) for name, x in module._buffers.items()}
     there._modules = {name: child and hollow(child) for name, child in module._modules.items()}
