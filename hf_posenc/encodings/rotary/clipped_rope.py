@@ -37,7 +37,8 @@ class ClippedRoPE(RoPE):
 
     def inverse_frequencies(self) -> Tensor:
         frequencies = super().inverse_frequencies()
-        taper = torch.zeros(self.clipped) if self.hard else (1 + torch.linspace(0, math.pi, self.clipped).cos()) / 2
+        angles = torch.linspace(0, math.pi, self.clipped, device=frequencies.device)  # without one, transformers makes it on the CPU
+        taper = torch.zeros(self.clipped) if self.hard else (1 + angles.cos()) / 2
         return frequencies * torch.cat((torch.ones(len(frequencies) - self.clipped), taper))
 
     def rope_parameters(self):
