@@ -162,6 +162,17 @@ def test_what_each_encoding_would_do_is_what_a_patch_does():
             hf_posenc.patch(model, label, **seen[label].options)
 
 
+@pytest.mark.parametrize("heads", [9, 12, 64])
+def test_a_wide_model_takes_what_a_narrow_one_takes(heads):
+    """What is looked at in a stream of about 512 is not refused for that; 9 heads are the demo model's."""
+    config = AutoConfig.for_model("llama", hidden_size=64 * heads * 2, num_attention_heads=heads, num_key_value_heads=heads, head_dim=64)
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        record = patch_of(transformers.LlamaForCausalLM(config))
+    refused = {label for label, seen in outlook(record, plan_of([]), CPU, torch.float32).items() if not seen.served}
+    assert refused == {"abacus", "bipe", *(["rope_pp"] if heads % 2 else [])}, "what asks for options, or for pairs of heads"
+
+
 def test_one_of_each_kind_and_of_each_place_first():
     seen = outlook(patch_of(tiny_model("llama")), plan_of([]), CPU, torch.float32)
     chosen = representatives(seen)

@@ -31,7 +31,7 @@ from .subject import IN_ATTENTION, Subject
 from .trials import SHORT, Twin
 
 ALL = "all"
-SECONDS = 45
+SECONDS = 40
 """For what the doctor chooses itself."""
 TWIN, KERNELS = "on the twin", "on this device"
 """Parts of an examination that encodings are chosen for."""

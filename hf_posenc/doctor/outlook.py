@@ -63,18 +63,23 @@ class Outlook:
 
 
 class Narrow(Patch):
-    """A model whose residual stream counts as no wider than `WIDEST`: what is as wide is made only to be looked at."""
+    """A model whose residual stream counts as about `WIDEST` wide, if it is wider: what is as wide is made only to be looked at."""
 
     def geometry(self, layer: int) -> Geometry:
         geometry = super().geometry(layer)
         is_wide = geometry.hidden_size > WIDEST and self.architecture.native_table(self.native) is None
-        return dataclasses.replace(geometry, hidden_size=WIDEST) if is_wide else geometry
+        heads = 2 * geometry.num_heads
+        return dataclasses.replace(geometry, hidden_size=max(WIDEST // heads, 1) * heads) if is_wide else geometry
 
 
 def outlook(record: Patch, asked: Plan, device: torch.device, dtype: torch.dtype) -> dict[str, Outlook]:
     """What the encodings of a plan would do in the model of `record` on `device`; it stays as it is, and may be without numbers."""
-    narrow = Narrow(record.model, record.architecture, record.backbone)
-    return {label: _of(narrow, label, options, device, dtype) for label, options in asked.items()}
+    narrow, seen = Narrow(record.model, record.architecture, record.backbone), {}
+    for label, options in asked.items():
+        seen[label] = _of(narrow, label, options, device, dtype)
+        if not seen[label].served:  # which may be for the width
+            seen[label] = _of(record, label, options, device, dtype)
+    return seen
 
 
 def _of(record: Patch, label: str, options: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Outlook:
