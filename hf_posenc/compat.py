@@ -10,11 +10,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import Cache, cache_utils, masking_utils
+from transformers import Cache, PreTrainedModel, cache_utils, masking_utils
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 CACHE = next(f.name for f in dataclasses.fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
 """What the KV cache is called among the arguments and outputs of a model: `past_key_values` up to 5.23, `cache` from 5.24 on."""
+
+CHECKPOINTING = "activation_checkpointing" if hasattr(PreTrainedModel, "activation_checkpointing_enable") else "gradient_checkpointing"
+"""What arguments of Trainer and methods of a model call it that activations are computed again: `gradient_checkpointing` up to 5.22."""
 
 RoundingLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)
 """The class of the layers of a KV cache that round what they hold: has a name of its own from 5.23 on."""

@@ -39,11 +39,13 @@ class Foreign:
         title: of the group that shows them.
         shown: those that people use, in the order of the help; the others are shown by `--help-all` alone.
         checks: of the values, by name.
+        renamed: what this version calls fields that presets and users know by another name.
     """
 
     title: str
     shown: tuple[str, ...] = ()
     checks: Mapping[str, Check] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 class FlagParser(HfArgumentParser):
@@ -64,6 +66,9 @@ class FlagParser(HfArgumentParser):
         about = description or kinds[0].__doc__
         super().__init__(cast(Any, kinds), prog=prog, usage=usage, description=about, allow_abbrev=False)
         self.foreign, self.everything = foreign, False
+        self.renamed = {name: here for flags in foreign.values() for name, here in flags.renamed.items()}
+        for name, here in self.renamed.items():
+            self._option_string_actions[f"--{name}"] = self.action(here)
         for action in self._actions:
             if action.type is float:
                 action.type = checked(action.type, action.option_strings[0], number)
@@ -102,8 +107,8 @@ class FlagParser(HfArgumentParser):
             ValueError: the file is no mapping, has a name that no flag has, or a value that its flag cannot have. It is named.
         """
         words: list[str] = []
-        for name, value in read_settings(path, [action.dest for action in self._actions]).items():
-            here = self.setting(path, name, value)
+        for name, value in read_settings(path, [*(action.dest for action in self._actions), *self.renamed]).items():
+            here = self.setting(path, self.renamed.get(name, name), value)
             try:
                 self.parse_known_args(here)
             except ValueError as error:

@@ -1,10 +1,13 @@
 """Every way to generate, against the plainest: one full pass without a cache for each token. Names no encoding."""
 
+import functools
+
 import design
 import pytest
 import torch
-from tiny import options_for, tiny_for, tiny_model
-from transformers import CompileConfig, ContinuousBatchingConfig, DynamicCache, GenerationConfig, QuantizedCache
+import transformers
+from tiny import TINY, options_for, tiny_for, tiny_model
+from transformers import CompileConfig, DynamicCache, GenerationConfig, QuantizedCache
 
 import hf_posenc
 from hf_posenc.encodings import ENCODINGS
@@ -22,6 +25,10 @@ every_kind = pytest.mark.cover("encoding_stages", "family", family=FAMILIES)
 
 @pytest.fixture
 def prompts():
+    return made_prompts()
+
+
+def made_prompts():
     """Two rows, the first padded on the left."""
     ids = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
@@ -64,7 +71,7 @@ def plain(model, input_ids, attention_mask, steps=NEW):
 
 
 def generated(model, prompts, **settings):
-    return model.generate(**prompts, **{"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, **settings})
+    return model.generate(**prompts, **{"max_new_tokens": NEW, "eos_token_id": TINY["vocab_size"], "do_sample": False, **settings})
 
 
 @pytest.mark.cover("encoding_stages family", family=FAMILIES)
@@ -76,14 +83,28 @@ def test_greedy(family, name, prompts):
     assert torch.equal(generated(model, prompts, cache_implementation="static"), expected)
 
 
+@functools.cache
+def stock_prefills_in_chunks(family, cache):
+    """Whether stock transformers can: 5.0 loses keys of a sliding window, or wants the model's cache to be there already."""
+    model, prompts = stock_model(family), made_prompts()
+    try:
+        return torch.equal(generated(model, prompts, prefill_chunk_size=4, cache_implementation=cache), plain(model, **prompts))
+    except (IndexError, ValueError):
+        return False
+
+
 @every_kind
 def test_prefill_in_chunks(family, name, prompts):
     model = patched_model(family, name)
-    expected = plain(model, **prompts)
+    expected, missed = plain(model, **prompts), []
     for cache in ("dynamic", "static"):
         settings = {"prefill_chunk_size": 4, "cache_implementation": cache}
-        assert torch.equal(generated(stock_model(family), prompts, **settings), plain(stock_model(family), **prompts))
-        assert torch.equal(generated(model, prompts, **settings), expected)
+        if stock_prefills_in_chunks(family, cache):
+            assert torch.equal(generated(model, prompts, **settings), expected)
+        else:
+            missed.append(cache)
+    if missed:
+        pytest.skip(f"stock transformers does not do this with a {' or '.join(missed)} cache")
 
 
 @every_kind
@@ -102,10 +123,13 @@ def test_beams_and_samples(family, name, prompts):
 def test_drafts(family, name, prompt):
     """Drafted tokens that are not accepted are cut from the cache of the model, and from that of the assistant."""
     model, stock = patched_model(family, name), stock_model(family)
+    if FAMILIES[family] and not hasattr(DynamicCache, "activate_past_recording"):
+        pytest.skip("in this transformers what has left a window is gone")
     expected = plain(model, **prompt)
     assert torch.equal(generated(model, prompt, assistant_model=stock), expected)
     assert torch.equal(generated(stock, prompt, assistant_model=model), plain(stock, **prompt))
-    assert torch.equal(generated(model, prompt, prompt_lookup_num_tokens=3), expected)
+    looked_up = generated(model, prompt, prompt_lookup_num_tokens=3)  # which stock transformers 5.0 may take further than it is asked to
+    assert torch.equal(looked_up[:, : expected.shape[1]], expected)
 
 
 @every_kind
@@ -114,7 +138,10 @@ def test_crop_and_go_on(family, name, prompt):
     model, ids = patched_model(family, name), prompt["input_ids"]
     expected = plain(model, **prompt)
     cache = DynamicCache(config=model.config)
-    cache.activate_past_recording()
+    if hasattr(cache, "activate_past_recording"):
+        cache.activate_past_recording()
+    elif any(cache.is_sliding):
+        pytest.skip("in this transformers what has left a window is gone")
     model(torch.cat((ids, ids[:, :3]), 1), past_key_values=cache)
     cache.crop(-4)
     assert torch.equal(generated(model, prompt, past_key_values=cache), expected)
@@ -137,6 +164,8 @@ def test_quantized_caches(family, name, backend, prompt):
     """Keys are rounded: no more is lost than the stock model loses. Numbers of tokens that lie beside the keys are rounded with them."""
     module, options = QUANTIZED[backend]
     pytest.importorskip(module)
+    if backend == "fp8" and not hasattr(transformers.cache_utils, "Fp8QuantizedLayer"):
+        pytest.skip("this transformers has no such cache")
     ids, errors = prompt["input_ids"].repeat(1, 2)[:, :12], []
     if ENCODINGS[name].has("notes"):
         with pytest.raises(ValueError, match="rounds what an encoding has noted"):
@@ -178,7 +207,9 @@ def batched(model, prompts):
     """The new tokens of each row, by continuous batching."""
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(*prompts.values(), strict=True)]
     settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    limits = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=64, use_cuda_graph=False)
+    if not hasattr(transformers, "ContinuousBatchingConfig"):
+        pytest.skip("continuous batching is set up otherwise in this transformers")
+    limits = transformers.ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=64, use_cuda_graph=False)
     answers = model.generate_batch(rows, settings, continuous_batching_config=limits, progress_bar=False)
     assert not any(answer.error for answer in answers.values()), answers
     return torch.tensor([answer.generated_tokens for answer in answers.values()])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from design import FAMILIES
-from tiny import NATIVE, WINDOW, options_for, tiny_config, tiny_model
+from tiny import NATIVE, TINY, WINDOW, options_for, tiny_config, tiny_model
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -634,7 +634,7 @@ def test_assisted_generation(name, draft, ids):
     assistant = tiny_model("llama", seed=0 if draft == "patched" else 1, num_hidden_layers=1)
     if draft == "patched":
         hf_posenc.patch(assistant, "alibi")
-    settings = {"do_sample": False, "max_new_tokens": 10, "min_new_tokens": 10, "eos_token_id": 2}
+    settings = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": TINY["vocab_size"]}
     expected = model.generate(ids, **settings)
     assert torch.equal(model.generate(ids, assistant_model=assistant, **settings), expected)
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **settings), expected)
@@ -683,7 +683,7 @@ def test_generation_from_embeddings_and_in_chunks(arch, name, batch):
     model = hf_posenc.patch(tiny_model(arch), name, **options_for(name))
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     expected = model.generate(**batch, **settings)
-    assert torch.equal(model.generate(**batch, prefill_chunk_size=5, **settings), expected)
+    assert torch.equal(model.generate(**batch, prefill_chunk_size=5, cache_implementation="dynamic", **settings), expected)
     embedded = model.get_input_embeddings()(batch["input_ids"])
     generated = model.generate(inputs_embeds=embedded, attention_mask=batch["attention_mask"], **settings)
     assert torch.equal(generated, expected[:, batch["input_ids"].shape[1] :])

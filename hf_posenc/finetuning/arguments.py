@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 import hf_posenc
 
 from ..command import parse_option
+from ..compat import CHECKPOINTING
 from ..encodings.options import FARTHEST, count, number, positive
 from ..evaluation.corpus import TextArguments
 from ..evaluation.models import DTYPES
@@ -43,9 +44,10 @@ TRAINING = Foreign(
     "Training (of transformers' TrainingArguments)",
     shown=(
         *("output_dir", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
-        *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "bf16", "seed"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", CHECKPOINTING, "bf16", "seed"),
         *("eval_strategy", "eval_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "logging_steps", "report_to"),
     ),
+    renamed={"activation_checkpointing": CHECKPOINTING},
     checks={
         "max_steps": number_of_steps,
         **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), partial(positive, at_most=FARTHEST)),

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import Trainer
 
 from ..benchmarking import peak_bytes, seconds
+from ..compat import CHECKPOINTING
 
 PROBE = 256
 """Rows and columns of the parameter on which an optimizer shows what it keeps."""
@@ -97,10 +98,10 @@ def first_batch(trainer: Trainer, dataloader: Any) -> dict[str, torch.Tensor]:
 
 def checkpoint_activations(trainer: Trainer) -> None:
     """What the Trainer does first when it trains, where it was asked to checkpoint activations."""
-    if trainer.args.activation_checkpointing:
-        options = dict(cast(Any, trainer.args.activation_checkpointing_kwargs) or {})
+    if getattr(trainer.args, CHECKPOINTING):
+        options = dict(getattr(trainer.args, f"{CHECKPOINTING}_kwargs") or {})
         which = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
-        cast(Any, trainer.model).activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **which)
+        getattr(trainer.model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": options or None}, **which)
 
 
 def train_on(trainer: Trainer, batch: dict[str, torch.Tensor], passes: int) -> None:

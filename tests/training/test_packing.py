@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
-from hf_posenc.compat import CACHE
+from hf_posenc.compat import CACHE, CHECKPOINTING
 from hf_posenc.evaluation import CorpusError
 from hf_posenc.training import IGNORED, check_isolation, pack, separate_documents, unpack
 from hf_posenc.training.packing import cut_blocks, reads_documents
@@ -130,7 +130,7 @@ def test_a_packed_block_has_the_loss_and_the_gradients_of_its_documents(arch, na
         scale = max(gradient.abs().max().item() for gradient in gradients.values())
         for parameter, gradient in gradients.items():
             assert_close(found[parameter], gradient, atol=2e-5 * scale, rtol=2e-3, msg=lambda m, p=parameter: f"{p}: {m}")
-        model.activation_checkpointing_enable()
+        getattr(model, f"{CHECKPOINTING}_enable")()
 
 
 def positions_of(*lengths):
@@ -388,7 +388,7 @@ def test_trainer_keeps_the_documents_of_a_block_apart(family, name, checkpointin
         max_steps=1,
         learning_rate=0.0,
         report_to="none",
-        activation_checkpointing=checkpointing,
+        **{CHECKPOINTING: checkpointing},
         use_cpu=True,
         label_names=["labels"],
     )
