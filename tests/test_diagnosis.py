@@ -26,6 +26,7 @@ from hf_posenc.doctor.outlook import outlook, representatives
 from hf_posenc.doctor.reading import Source
 from hf_posenc.doctor.report import Report
 from hf_posenc.doctor.trials import CHECKED, CHECKS, Twin
+from hf_posenc.encodings import ENCODINGS
 from hf_posenc.patching import patch_of
 
 CPU = torch.device("cpu")
@@ -162,9 +163,24 @@ def test_what_each_encoding_would_do_is_what_a_patch_does():
             hf_posenc.patch(model, label, **seen[label].options)
 
 
-@pytest.mark.parametrize("heads", [9, 12, 64])
-def test_a_wide_model_takes_what_a_narrow_one_takes(heads):
-    """What is looked at in a stream of about 512 is not refused for that; 9 heads are the demo model's."""
+class Wide(hf_posenc.PositionalEncoding):
+    """A bias for wide models."""
+
+    name = "wide"
+
+    def __init__(self, geometry):
+        super().__init__(geometry)
+        if geometry.hidden_size < 1000:
+            raise ValueError("too narrow")
+
+    def bias(self, h, q_pos, k_pos):
+        return (k_pos - q_pos).float()
+
+
+@pytest.mark.parametrize("heads", [9, 64])
+def test_a_wide_model_takes_what_a_narrow_one_takes(heads, monkeypatch):
+    """What is looked at in a narrow stream is not refused for that; 9 heads are the demo model's."""
+    monkeypatch.setitem(ENCODINGS._entries, Wide.name, Wide)
     config = AutoConfig.for_model("llama", hidden_size=64 * heads * 2, num_attention_heads=heads, num_key_value_heads=heads, head_dim=64)
     config.num_hidden_layers = 1
     with torch.device("meta"):

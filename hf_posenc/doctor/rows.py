@@ -67,8 +67,7 @@ class Rows:
         if cached:
             cache.update(key[:, :, :cached], key[:, :, :cached], 0)
         padding = None if bool(self.real.all()) else self.real.long().to(device)
-        by_mask = self.packed and not is_flash(config)  # which tells texts apart by their positions
-        apart = packed_sequence_mask_function(self.start.to(device)) if by_mask else None
+        apart = packed_sequence_mask_function(self.start.to(device)) if self.packed else None  # flash attention goes by positions
         create = create_causal_mask if self.window is None else create_sliding_window_causal_mask
         return create(config, query[:, 0], padding, cache if cached else None, and_mask_function=apart)
 
