@@ -79,7 +79,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(given: DoctorArguments) -> bool:
     """Examine and report; whether everything that was examined passes."""
-    clock = Clock(given.seconds or math.inf)
     device = torch.device("cpu" if given.device == "auto" else given.device)
     if given.device == "auto" and torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator() or device
@@ -93,7 +92,9 @@ def run(given: DoctorArguments) -> bool:
     plan = plan_of(given.encoding)
     report = Report(asked=given.model, machine=described(device))
     with own_bar_only():
-        if (record := read(given, report)) is not None:
+        record = read(given, report)
+        clock = Clock(given.seconds or math.inf)  # what had to be fetched is there
+        if record is not None:
             dtype = weights_in(record, device) if given.dtype == "auto" else getattr(torch, given.dtype)
             subjects = subjects_of(record, device, dtype, given.attn_implementation)
             for show in parts(report, record, plan, device, dtype, subjects, clock, named=bool(given.encoding)):
