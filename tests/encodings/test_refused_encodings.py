@@ -173,7 +173,7 @@ def test_a_bias_that_begins_far_away_has_an_effect(patch_with):
 @pytest.mark.parametrize("beside", [{}, {"context_bias": lambda self, q, k, q_pos, k_pos, scaling: q @ k.mT}])
 def test_a_slip_in_a_stage(patch_with, slip, stage, beside):
     with pytest.raises(
-        ValueError, match=rf"Mine.{slip} is not a stage; was '{stage}' meant\?.* Stages: embed, embed_text, rotate, .*bias, "
+        ValueError, match=rf"Mine.{slip} is not a stage; was '{stage}' meant\?.* Stages: embed, embed_text, infuse, rotate, .*bias, "
     ):
         patch_with({slip: lambda self, *given: given[0]} | beside)
     assert "mine" not in ENCODINGS
@@ -181,7 +181,7 @@ def test_a_slip_in_a_stage(patch_with, slip, stage, beside):
 
 @pytest.mark.parametrize("methods", [{}, {"score": lambda self: 0}, {"cached_key": lambda self, k, pos: k * 2}])
 def test_no_stage_at_all(patch_with, methods):
-    with pytest.raises(ValueError, match=r"Mine overrides none of the stages embed, embed_text, rotate, .* declares positionless = True"):
+    with pytest.raises(ValueError, match=r"Mine overrides none of the stages embed, embed_text, infuse, rotate, .* declares positionless = True"):
         patch_with(methods)
     with pytest.raises(ValueError, match="overrides none"):  # each class says so for itself
         patch_with(methods, bases=(ENCODINGS["nope"],))
