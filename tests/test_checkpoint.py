@@ -1,6 +1,7 @@
 """Saving, loading, training and offloading patched models, through every door that transformers has."""
 
 import copy
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -183,7 +184,8 @@ def test_a_newer_format_is_refused(format, tmp_path):
 
 def test_the_models_own_class_refuses_the_checkpoint(tmp_path):
     trained("llama", "alibi").save_pretrained(tmp_path)
-    with pytest.raises(Exception, match="hf_posenc"):
+    checked = dataclasses.is_dataclass(LlamaConfig)  # else the notice reaches the module that wants a number, which does not repeat it
+    with pytest.raises(Exception, match="hf_posenc" if checked else "found element of type str"):
         transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="AutoModelForCTC has no class"):
         transformers.AutoModelForCTC.from_pretrained(tmp_path)
@@ -710,8 +712,9 @@ def test_the_configuration_of_a_loaded_model_is_one_of_its_family(ids, tmp_path)
         assert type(AutoModelForCausalLM.from_config(copied)) is type(tiny_model("llama"))
     for folder in ("patched", "stock"):
         assert type(config).from_pretrained(tmp_path / folder).vocab_size == 61
-    with pytest.raises(Exception, match="import hf_posenc"):
-        LlamaConfig.from_pretrained(tmp_path / "patched")
+    if dataclasses.is_dataclass(LlamaConfig):  # else it looks at no types, and leaves it to the class of the model to refuse
+        with pytest.raises(Exception, match="import hf_posenc"):
+            LlamaConfig.from_pretrained(tmp_path / "patched")
 
 
 @pytest.mark.parametrize("error", [TypeError, KeyError, RuntimeError, AttributeError])
@@ -737,6 +740,8 @@ def test_a_scheme_that_the_family_cannot_build_is_no_stock_checkpoint(error, ids
 @torch.no_grad()
 def test_a_slot_is_as_wide_when_loaded_as_it_was(tmp_path):
     """What Mistral 4 computes by default is wider than what its native scheme turns."""
+    if "mistral4" not in transformers.CONFIG_MAPPING:
+        pytest.skip("this transformers has no Mistral 4")
     model = AutoModel.from_config(tiny_family_config("mistral4")).eval()
     ids = torch.arange(3, 13)[None]
     hf_posenc.patch(model, "alibi").save_pretrained(tmp_path)

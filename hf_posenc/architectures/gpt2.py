@@ -1,6 +1,5 @@
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .base import register
@@ -16,13 +15,6 @@ class GPT2(TableArchitecture):
             raise ValueError("GPT-2 with reorder_and_upcast_attn=True bypasses the attention interface; set it to False to patch the model")
         if backbone.config.add_cross_attention:
             raise ValueError("GPT-2 with cross-attention is not supported")
-
-    def said_length(self, config: PretrainedConfig, tokens: int) -> dict[str, int]:
-        """Nothing where attentions have a buffer of the length that the configuration says (transformers up to 5.1): there it stays."""
-        from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
-
-        with torch.device("meta"):
-            return {} if GPT2Attention(config)._buffers else super().said_length(config, tokens)
 
 
 class GPTBigCode(TableArchitecture):

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..saved_adapter import BaseEncoding, carry, drop
-from ..saved_config import NOTICE, PosencConfig
+from ..saved_config import FORMAT, NOTICE, PosencConfig
 from .configuration import with_part
 from .record import Patch, written
 
@@ -40,8 +40,9 @@ def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
     base.architectures = [type(model).__name__]
     entries = base.to_dict()
     kind = entries.pop("model_type")
-    notices: dict[str, Any] = dict.fromkeys(base.sub_configs, NOTICE)
-    return PosencConfig(base_model_type=kind, base_config=entries, positional_encoding=written(patch.placements), **notices)
+    # In full: up to transformers 5.3 what is a default is not saved.
+    said: dict[str, Any] = {"posenc_format": FORMAT, **dict.fromkeys(("vocab_size", *base.sub_configs), NOTICE)}
+    return PosencConfig(base_model_type=kind, base_config=entries, positional_encoding=written(patch.placements), **said)
 
 
 class TellAdapters:

@@ -278,8 +278,12 @@ def test_a_jump_ahead_ends_a_document_where_transformers_has_it_so(name):
 
 @pytest.mark.parametrize("name", ["alibi", "yarn"])
 def test_positions_without_values_are_not_looked_at(name):
-    model = trainable("llama", name).to("meta")
+    model, stock = trainable("llama", name).to("meta"), tiny_model("llama").to("meta")
     ids, positions = torch.tensor([list(chain(*documents()))]).to("meta"), positions_of(*LENGTHS)[None].to("meta")
+    try:
+        stock(ids, position_ids=positions)
+    except RuntimeError as error:
+        pytest.skip(f"nor does the stock model run there: {error}")
     assert model(ids, position_ids=positions, use_cache=True).logits.shape == (1, sum(LENGTHS), 61)
 
 
