@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The core of the suite on other versions of transformers and torch, each in an environment of its own.
 
-python .ci/versions.py floor                    # the oldest that pyproject.toml allows, as .ci/run does
+python .ci/versions.py floor                    # the oldest that pyproject.toml allows
 python .ci/versions.py --write 5.4.0 5.12.0     # and put into the README what came of it
 """
 

@@ -181,7 +181,9 @@ def test_a_slip_in_a_stage(patch_with, slip, stage, beside):
 
 @pytest.mark.parametrize("methods", [{}, {"score": lambda self: 0}, {"cached_key": lambda self, k, pos: k * 2}])
 def test_no_stage_at_all(patch_with, methods):
-    with pytest.raises(ValueError, match=r"Mine overrides none of the stages embed, embed_text, infuse, rotate, .* declares positionless = True"):
+    with pytest.raises(
+        ValueError, match=r"Mine overrides none of the stages embed, embed_text, infuse, rotate, .* declares positionless = True"
+    ):
         patch_with(methods)
     with pytest.raises(ValueError, match="overrides none"):  # each class says so for itself
         patch_with(methods, bases=(ENCODINGS["nope"],))
