@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, cache_utils, masking_utils
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-CACHE = next(f.name for f in dataclasses.fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
+CACHES = ("cache", "past_key_values")
+"""What models have called the KV cache among their arguments; some of one version take it by the one name, some by the other."""
+CACHE = next(f.name for f in dataclasses.fields(CausalLMOutputWithPast) if f.name in CACHES)
 """What the KV cache is called among the arguments and outputs of a model: `past_key_values` up to 5.23, `cache` from 5.24 on."""
 
 CHECKPOINTING = "activation_checkpointing" if hasattr(PreTrainedModel, "activation_checkpointing_enable") else "gradient_checkpointing"

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..attention.cached import arguments_of, cache_in
+from ..compat import CACHES
 from ..evaluation.report import own_bar_only
 from ..patching import Patch, patch, patch_of, unpatch
 from ..patching.running import forward, tokens
@@ -130,7 +131,7 @@ class Twin:
 
 def decoding(twin: Twin) -> None:
     """Token by token through the KV cache, as in one pass."""
-    name = next((name for name in ("cache", "past_key_values") if name in twin.arguments), None)
+    name = next((name for name in CACHES if name in twin.arguments), None)
     if name is None:
         raise NotHere("the family takes no KV cache")
     parts, cache, seen = [], None, 0

@@ -158,3 +158,12 @@ def is_fixed(parameters: Mapping[str, Any]) -> bool:
     return kind != "dynamic" and (
         kind != "longrope" or torch.equal(*map(torch.tensor, (parameters["short_factor"], parameters["long_factor"])))
     )
+
+
+def check_one_table(parameters: Mapping[str, Any], geometry: Geometry) -> None:
+    """Raise ValueError for what vLLM and SGLang, which have one table of frequencies, read as another than is meant."""
+    kind = parameters.get("rope_type", "default")
+    if not is_fixed(parameters):
+        raise ValueError(f"{kind!r} is one table there, chosen by the length that is served: frozen, and as no length here has it")
+    if kind == "longrope" and geometry.interleaved:
+        raise ValueError("a table is read for rotations by halves alone")

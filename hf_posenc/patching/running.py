@@ -13,6 +13,7 @@ from torch import Tensor
 from ..attention.cached import arguments_of, cache_in
 from ..attention.probe import Handed
 from ..attention.tokens import embedded as with_embeddings
+from ..compat import CACHES
 from ..encodings import PositionalEncoding, create
 from .installing import install, uninstall
 from .record import Patch, Placement, Request, attribute_name
@@ -94,7 +95,7 @@ def decode(subject: Patch) -> Tensor | None:
     with implementation(subject, tried_with(subject)):
         try:
             cache = cache_in(forward(subject, {"input_ids": ids[:, :-1]}, use_cache=True))
-            name = next((name for name in arguments_of(subject.backbone) if name in ("cache", "past_key_values")), None)
+            name = next((name for name in arguments_of(subject.backbone) if name in CACHES), None)
             if cache is None or name is None:
                 return None
             return forward(subject, {"input_ids": ids[:, -1:], name: cache}, use_cache=True).last_hidden_state

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ..base import ENCODINGS, Geometry, PositionalEncoding, Text, create
 from ..naming import EMBEDDING, OVERRIDABLE
-from .made import Composed, within
-
-BESIDE = ("notes",)
-"""What an encoding of the embeddings may do beside them: keep numbers of the tokens that it has seen."""
-
+from .made import Composed, named, within
 
 OPTION = "embedding"
+BESIDE = ("notes",)
+"""What an encoding of the embeddings may do beside them: keep numbers of the tokens that it has seen."""
 
 
 class Embedded(Composed):
@@ -55,11 +52,8 @@ def embedded(value: Any, name: str, geometry: Geometry, options: dict[str, Any])
     Raises:
         ValueError: it is none, or acts in the attention too; `name` acts on the embeddings itself, or reads tokens.
     """
-    given: Mapping[str, Any] = {"name": value} if isinstance(value, str) else value
-    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise ValueError(f'{OPTION}= is a name, or {{"name": ...}} with its options, got {value!r}')
-    own = dict(given)
-    beside: Any = create(own.pop("name"), geometry, **own)
+    asked, own = named(OPTION, value)
+    beside: Any = create(asked, geometry, **own)
     if not _only_embeds(type(beside)):
         known = ", ".join(each for each in ENCODINGS if _only_embeds(ENCODINGS[each]))
         raise ValueError(f"{OPTION}={beside.name!r} does not act on the embeddings, or not on them alone. There are {known}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -61,6 +61,14 @@ def within(outer: Sequence[type[Composed]], encoding: PositionalEncoding, **memb
     encoding.__class__ = made((*outer, *bases), (*known, *members.items()))
     encoding.starts_as = ""
     return encoding
+
+
+def named(option: str, value: Any) -> tuple[str, dict[str, Any]]:
+    """The encoding that an option of others asks for, and the options of that: a name, or {"name": ...} with them."""
+    given = {"name": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise ValueError(f'{option}= is a name, or {{"name": ...}} with its options, got {value!r}')
+    return given["name"], {key: each for key, each in given.items() if key != "name"}
 
 
 def _empty(bases: Bases, members: Members) -> PositionalEncoding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...registry import suggestion
 from ..base import ENCODINGS, Block, Geometry, PositionalEncoding, Region, create
 from ..naming import EMBEDDING, STAGES
 from ..temperature.base import Temperature
-from .made import ByParts, Composed, within
+from .made import ByParts, Composed, named, within
 
 SUFFIX = "_scale"
 """What may be left out of the name of a temperature, where it can be nothing else."""
@@ -101,11 +101,7 @@ def tempered(value: Any, name: str, geometry: Geometry, options: dict[str, Any])
 
 def temperature(value: Any, geometry: Geometry) -> Temperature:
     """The temperature that the option `temperature` asks for."""
-    given: Mapping[str, Any] = {"name": value} if isinstance(value, str) else value
-    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise ValueError(f'temperature= is a name, or {{"name": ...}} with its options, got {value!r}')
-    options = dict(given)
-    asked = options.pop("name")
+    asked, options = named("temperature", value)
     known = [name for name in ENCODINGS if issubclass(ENCODINGS[name], Temperature)]
     name = next((name for name in (asked, asked + SUFFIX) if name in known), None)
     if name is None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...encodings import Geometry
-from ..base import Engine, Entries, Reading, is_fixed, register
+from ..base import Engine, Entries, Reading, check_one_table, register
 from ..rotation import Rotation
 from ..schemes import frequencies_of, magnitude, mscale_of
 from .vllm import longrope_factor
@@ -24,10 +24,7 @@ class SGLang(Engine):
     def read(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
         parameters = dict(geometry.rope_parameters)
         kind, factor = parameters.get("rope_type", "default"), parameters.get("factor") or 1.0
-        if not is_fixed(parameters):
-            raise ValueError(f"{kind!r} is one table there, chosen by the length that is served: frozen, and as no length here has it")
-        if kind == "longrope" and geometry.interleaved:
-            raise ValueError("a table is read for rotations by halves alone")
+        check_one_table(parameters, geometry)
         if kind == "proportional":  # its width is read from a `partial_rotary_factor` beside, which is no longer there
             parameters["partial_rotary_factor"] = config.get("partial_rotary_factor", 1.0)
         context = geometry.max_positions * (1 if KNOWS_ITS_LENGTH in parameters or kind == "llama3" else factor)

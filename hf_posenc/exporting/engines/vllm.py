@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...encodings import Geometry
-from ..base import Engine, Entries, Reading, is_fixed, register
+from ..base import Engine, Entries, Reading, check_one_table, register
 from ..rotation import Rotation
 from ..schemes import frequencies_of, magnitude
 
@@ -25,10 +25,7 @@ class VLLM(Engine):
     def read(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
         parameters = dict(geometry.rope_parameters)
         kind = parameters.get("rope_type", "default")
-        if not is_fixed(parameters):
-            raise ValueError(f"{kind!r} is one table there, chosen by the length that is served: frozen, and as no length here has it")
-        if kind == "longrope" and geometry.interleaved:
-            raise ValueError("a table is read for rotations by halves alone")
+        check_one_table(parameters, geometry)
         context = geometry.max_positions * (1 if kind in SCALED_ALREADY else parameters.get("factor", 1))
         return Reading(frequencies_of(parameters, geometry), attention_factor(parameters, geometry), round(context))
 
