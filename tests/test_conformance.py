@@ -10,6 +10,7 @@ import torch
 from design import FAMILIES
 from texts import text_of
 from tiny import NATIVE, WINDOW, off_start, options_for, started, tiny_for, tiny_model
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing import assert_close
 from transformers import AttentionInterface, AutoModelForCausalLM, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,7 +19,7 @@ import hf_posenc
 from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.attention import PREFIX, probe
 from hf_posenc.attention.cached import STATE, arguments_of, by_name
-from hf_posenc.encodings import ENCODINGS
+from hf_posenc.encodings import ENCODINGS, Geometry
 from hf_posenc.encodings.base import products
 from hf_posenc.encodings.definition import self_attention
 from hf_posenc.evaluation import embedded_corpus
@@ -62,6 +63,14 @@ def test_starts_as_it_says(name):
     encoding, logits = started(name, **options_for(name))
     if encoding.starts_as:
         assert_close(logits, started(encoding.starts_as)[1], **CLOSE)
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODINGS if n != "seqpe"])  # PyTorch cannot copy an encoder layer on fake tensors
+def test_is_made_without_values(name):
+    """As compilers do, and those who plan for memory."""
+    with FakeTensorMode():
+        encoding = hf_posenc.create(name, Geometry(64, 4, 2, 16, max_positions=NATIVE, vocab_size=61), **options_for(name))
+        assert all(isinstance(x, FakeTensor) for x in (*encoding.parameters(), *encoding.buffers()))
 
 
 @once_each

@@ -28,8 +28,8 @@ def test_permutations_are_those_of_the_authors(tiny):
     encoding = create("permuteformer", tiny)
     numbers = torch.arange(16.0).expand(1, 4, 1, 16)
     turned = encoding.cached_key(numbers, torch.tensor([[1]]))[0, :, 0]
-    assert turned.long().tolist() == encoding.permutations()
-    assert encoding.permutations()[0] == FIRST
+    assert turned.long().tolist() == encoding.permutations().tolist()
+    assert encoding.permutations()[0].tolist() == FIRST
     far = encoding.cached_key(numbers, torch.tensor([[37]]))[0, 3, 0]
     assert far.long().tolist() == LAST
 

@@ -47,7 +47,7 @@ class DPRoPE(ScaledRoPE):
 def left_alone(theta: float, dim: int, native: int, factor: float, target: int, intervals: int) -> tuple[bool, ...]:
     """Whether extrapolation of a pair disturbs its angles no more than interpolation; counted once for each such set of numbers."""
     found = []
-    for frequency in power_frequencies(theta, dim).tolist():
+    for frequency in (theta ** (-2 * k / dim) for k in range(dim // 2)):
         trained, longer, interpolated = (
             distribution(tokens, f, intervals) for tokens, f in ((native, frequency), (target, frequency), (target, frequency / factor))
         )

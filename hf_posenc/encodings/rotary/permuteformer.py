@@ -33,17 +33,17 @@ class PermuteFormer(PositionalEncoding):
         super().__init__(geometry)
         self.seed = count("seed", seed, 0, LARGEST_SEED)
 
-    def permutations(self) -> list[list[int]]:
-        """Of each key-value head: dimension x of a vector becomes that of number P[x]."""
+    def permutations(self) -> Tensor:
+        """Of each key-value head [G,D]: dimension x of a vector becomes that of number P[x]."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
         width = self.geometry.head_dim
-        return [torch.randperm(width, generator=generator, device="cpu").tolist() for _ in range(self.geometry.num_kv_heads)]
+        return torch.stack([torch.randperm(width, generator=generator, device="cpu") for _ in range(self.geometry.num_kv_heads)])
 
     def reset_buffers(self) -> None:
         """The dimensions of each head, cycle by cycle [G,D]; of each: its number in its cycle, where that begins, its length [3,G,D]."""
-        heads = [_cycles(p) for p in self.permutations()]
-        self.set_buffer("members", torch.tensor([[x for cycle in cycles for x in cycle] for cycles in heads]))
-        self.set_buffer("place", torch.tensor([_places(cycles) for cycles in heads]).movedim(-1, 0))
+        members, place = zip(*[_cycles(p) for p in self.permutations()], strict=True)
+        self.set_buffer("members", torch.stack(members))
+        self.set_buffer("place", torch.stack(place, 1))
 
     def rotate(self, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
         return self._permuted(q, q_pos), self._permuted(k, k_pos)
@@ -61,25 +61,15 @@ class PermuteFormer(PositionalEncoding):
         return x.gather(-1, index.expand(x.shape))
 
 
-def _cycles(permutation: list[int]) -> list[list[int]]:
-    """x, P[x], P[P[x]] ... of each dimension that is in no cycle before."""
-    seen: set[int] = set()
-    cycles = []
-    for start in range(len(permutation)):
-        cycle, x = [], start
-        while x not in seen:
-            seen.add(x)
-            cycle.append(x)
-            x = permutation[x]
-        cycles += [cycle] if cycle else []
-    return cycles
-
-
-def _places(cycles: list[list[int]]) -> list[tuple[int, int, int]]:
-    """Of each dimension: its number in its cycle, how many dimensions come in those before, the length of its own."""
-    found: dict[int, tuple[int, int, int]] = {}
-    first = 0
-    for cycle in cycles:
-        found |= {x: (number, first, len(cycle)) for number, x in enumerate(cycle)}
-        first += len(cycle)
-    return [found[x] for x in range(first)]
+def _cycles(permutation: Tensor) -> tuple[Tensor, Tensor]:
+    """The dimensions [D], cycle by cycle from the least of each; of each dimension: its number, where its cycle begins, how long it is [3,D]."""
+    x = torch.arange(len(permutation), device=permutation.device)
+    powers = [x]
+    while len(powers) <= len(x):
+        powers.append(permutation[powers[-1]])
+    orbits = torch.stack(powers)  # [D+1,D]: P^t x
+    least = orbits.amin(0)
+    number = (orbits[:, least] == x).int().argmax(0)
+    length = (orbits[1:] == x).int().argmax(0) + 1
+    first = (least[:, None] > least).sum(1)
+    return (first + number).argsort(), torch.stack([number, first, length])
