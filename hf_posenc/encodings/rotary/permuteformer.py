@@ -37,7 +37,8 @@ class PermuteFormer(PositionalEncoding):
         """Of each key-value head [G,D]: dimension x of a vector becomes that of number P[x]."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
         width = self.geometry.head_dim
-        return torch.stack([torch.randperm(width, generator=generator, device="cpu") for _ in range(self.geometry.num_kv_heads)])
+        heads = [torch.randperm(width, generator=generator, device="cpu") for _ in range(self.geometry.num_kv_heads)]
+        return torch.stack(heads).to(torch.get_default_device())
 
     def reset_buffers(self) -> None:
         """The dimensions of each head, cycle by cycle [G,D]; of each: its number in its cycle, where that begins, its length [3,G,D]."""
@@ -62,7 +63,7 @@ class PermuteFormer(PositionalEncoding):
 
 
 def _cycles(permutation: Tensor) -> tuple[Tensor, Tensor]:
-    """The dimensions [D], cycle by cycle from the least of each; of each dimension: its number, where its cycle begins, how long it is [3,D]."""
+    """The dimensions [D], cycle by cycle from the least of each; of each: its number, where its cycle begins, its length [3,D]."""
     x = torch.arange(len(permutation), device=permutation.device)
     powers = [x]
     while len(powers) <= len(x):
