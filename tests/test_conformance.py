@@ -135,6 +135,8 @@ def test_backends_agree(arch, name, batch):
     logits = {}
     with torch.compiler.set_stance("force_eager"):  # flex without a compiler: the same numbers, in a fraction of the time
         for backend in ("eager", "sdpa", "flex_attention"):
+            if backend == "sdpa" and getattr(stock.config, "attn_logit_softcapping", None):
+                continue  # it has no softcap: transformers refuses that from 5.23 on, and left it out before
             try:
                 stock.set_attn_implementation(backend)
                 stock(batch["input_ids"][:, -NATIVE:])
