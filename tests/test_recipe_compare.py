@@ -90,6 +90,7 @@ def test_other_families(family, tmp_path):
     assert found["rope", "seed0"]["nats"] == found["stock", "seed0"]["nats"]  # what the family comes with
 
 
+@pytest.mark.slow
 def test_finished_runs_are_taken_and_the_same_settings_give_the_same_numbers(tmp_path):
     assert comparison.main(arguments(tmp_path)) == 0
     first = runs(tmp_path)
@@ -101,6 +102,7 @@ def test_finished_runs_are_taken_and_the_same_settings_give_the_same_numbers(tmp
     assert second["alibi", "seed0"]["train_seconds"] != first["alibi", "seed0"]["train_seconds"]
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_ends_where_it_would_have(tmp_path):
     asked = ["--encoding", "kerple", "--steps", "80", "--save_seconds", "0"]
     process = command(*arguments(tmp_path / "killed", *asked))

@@ -251,6 +251,7 @@ def test_key_tokens_have_a_column(model, tmp_path, capsys):
     assert one(tmp_path)["key_tokens"]["long"] == 64
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_an_error_and_leaves_nothing_unreadable(model, tmp_path):
     limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
     recipe = f"import sys; from hf_posenc.evaluation.perplexity.cli import main; sys.exit(main({arguments(model, tmp_path / 'out')!r}))"

@@ -68,8 +68,7 @@ def theta_of(model):
     return inverse_frequency(model) ** (-16 / 14)
 
 
-@pytest.mark.parametrize("peft", [False, True])
-@pytest.mark.parametrize("geometric", [False, True])
+@pytest.mark.parametrize(("peft", "geometric"), [(False, True), (True, False)])
 def test_rope_theta_moves_as_the_model_trains(peft, geometric, tmp_path):
     model = tiny_model("llama", max_position_embeddings=LENGTH)
     if peft:
