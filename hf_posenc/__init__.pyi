@@ -3,6 +3,7 @@ from . import encodings as encodings
 from . import evaluation as evaluation
 from . import exporting as exporting
 from . import inspection as inspection
+from . import linting as linting
 from . import patching as patching
 from . import plotting as plotting
 from . import showing as showing
@@ -21,6 +22,7 @@ from .encodings import register as register
 from .evaluation.perplexity.perplexity import perplexity as perplexity
 from .exporting import export as export
 from .inspection import inspect as inspect
+from .linting import lint as lint
 from .metrics import metric_path as metric_path
 from .patching import patch as patch
 from .patching import patched as patched

@@ -229,13 +229,20 @@ def _doctor(argv: list[str]) -> int:
     return main(argv)
 
 
+def _lint(argv: list[str]) -> int:
+    """what every engine will make of a config.json, GGUF or training file, and what is lost there without a word; --fix"""
+    from .linting.cli import main
+
+    return main(argv)
+
+
 RECIPES: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "perplexity": _perplexity,
     "passkey": _passkey,
     "finetune": _finetune,
 }
-COMMANDS = RECIPES | {"doctor": _doctor}
+COMMANDS = RECIPES | {"doctor": _doctor, "lint": _lint}
 """Those that read their own flags."""
 
 if __name__ == "__main__":

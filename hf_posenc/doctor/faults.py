@@ -105,7 +105,7 @@ def _of_lengths(name: str, kind: str, factor: float, parameters: Mapping[str, An
 
 def _said_by_transformers(config: PretrainedConfig, name: str) -> Iterator[Fault]:
     """What transformers' own check has to say, where ours found nothing."""
-    with _logged("transformers.modeling_rope_utils") as said:
+    with logged("transformers.modeling_rope_utils") as said:
         try:
             getattr(config, "validate_rope", lambda: None)()
         except Exception as error:  # keys that are missing, of the wrong type ...
@@ -115,7 +115,7 @@ def _said_by_transformers(config: PretrainedConfig, name: str) -> Iterator[Fault
 
 
 @contextmanager
-def _logged(name: str) -> Iterator[list[str]]:
+def logged(name: str) -> Iterator[list[str]]:
     """The warnings of a logger within the block, which go nowhere else."""
     said: list[str] = []
     handler, logger = logging.Handler(), logging.getLogger(name)

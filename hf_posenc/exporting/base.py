@@ -37,7 +37,7 @@ class Reading:
     attention_factor: float
     context_length: int
 
-    def differs(self, rotation: Rotation) -> str:
+    def differs(self, rotation: Rotation | Reading) -> str:
         """Where this is another rotation, in words; empty if it is the same."""
         if len(self.frequencies) != len(rotation.frequencies):
             return f"{len(self.frequencies)} pairs turn, not {len(rotation.frequencies)}"
@@ -88,6 +88,8 @@ class Engine:
     name: ClassVar[str]
     read_in: ClassVar[str]
     """The version whose source this was written from."""
+    rounds_tables: ClassVar[bool] = False
+    """It rounds cos and sin to the dtype of the model, on a GPU."""
     table_by_halves: ClassVar[bool] = True
     """A table of frequencies, told as LongRoPE with the same factors for short and long texts, needs pairs (0, r/2), (1, r/2 + 1) ..."""
 
@@ -98,6 +100,10 @@ class Engine:
             ValueError: it refuses them.
         """
         raise NotImplementedError
+
+    def serve(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
+        """What becomes of a checkpoint there; as `read`, where config.json itself is read."""
+        return self.read(config, geometry)
 
     def told(self, rotation: Rotation, parameters: Entries) -> Entries:
         """Entries of config.json that tell the engine of a rotation by a scheme of transformers."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ..architectures.slots import RotarySlot
+from ..architectures.slots import Group, RotarySlot
 from ..encodings import ENCODINGS, Geometry, PositionalEncoding, create
 from ..encodings.base import COMPOSITIONS
 from ..encodings.naming import STAGES
@@ -177,5 +177,14 @@ def geometry_of(entries: Mapping[str, Any]) -> Geometry:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"transformers makes no {kind} model of this configuration: {error}") from error
     record = patch_of(model)
+    rotating = geometries_of(record)
+    return next(iter(rotating.values())) if rotating else record.geometry(0)
+
+
+def geometries_of(record: Patch) -> dict[Group, Geometry]:
+    """What an encoding may know about the layers that rotate, by their kind: the first layer of each."""
+    if not record.architecture.rotates or not record.architecture.has_slot(record.native_config()):
+        return {}
     rotating = [layer for layer, attention in record.attentions.items() if record.architecture.uses_slot(attention)]
-    return record.geometry(rotating[0] if rotating else 0)
+    first = {record.group(layer): layer for layer in reversed(rotating)}
+    return {group: record.geometry(layer) for group, layer in sorted(first.items(), key=lambda at: at[1])}

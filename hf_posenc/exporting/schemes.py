@@ -31,6 +31,8 @@ def frequencies_of(parameters: Mapping[str, Any], geometry: Geometry) -> Tensor:
         raise ValueError(f"there is no table of frequencies for rope_type {kind!r}")
     name, options = MADE_BY[kind]
     given = {ours: parameters[theirs] for theirs, ours in options.items() if parameters.get(theirs) is not None}
+    if "factor" in options and "factor" not in given:
+        raise ValueError(f"rope_type {kind!r} has no factor")
     length = parameters.get("original_max_position_embeddings") or geometry.max_positions
     encoding = create(name, unscaled(geometry, theta=theta, max_positions=length), **given)
     assert isinstance(encoding, RoPE)

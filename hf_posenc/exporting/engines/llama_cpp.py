@@ -9,7 +9,9 @@ from torch import Tensor
 from ...encodings import Geometry
 from ..base import Engine, Entries, Export, Reading, register
 from ..rotation import Rotation
-from ..schemes import frequencies_of, magnitude
+from ..schemes import factors_of, frequencies_of, magnitude
+from .mlx import LLAMA3_LENGTH
+from .sglang import KNOWS_ITS_LENGTH
 
 SCALING = "rope.scaling."
 READS_TABLE = ("llama", "granite")
@@ -42,6 +44,11 @@ class LlamaCpp(Engine):
             raise ValueError(f"scaling of the type {kind!r} is chosen by the length that is served")
         frequencies = frequencies_of(parameters, geometry)
         return Reading(frequencies if table is None else frequencies / table, scale, config["context_length"])
+
+    def serve(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
+        """What is computed from the GGUF that convert_hf_to_gguf.py makes of a checkpoint."""
+        fields, table = converted(config, geometry)
+        return self.read(fields, geometry, table)
 
     def export(self, rotation: Rotation, architecture: str | None = None) -> Export:
         """Metadata of the GGUF, each under its name after the architecture's.
@@ -77,6 +84,30 @@ class LlamaCpp(Engine):
             if kind == "longrope":
                 scaling = {f"{SCALING}type": "none", f"{SCALING}attn_factor": rotation.attention_factor}
                 yield how, fields | scaling, torch.tensor(parameters["long_factor"], dtype=torch.float32)
+
+
+def converted(config: Mapping[str, Any], geometry: Geometry) -> tuple[Entries, Tensor | None]:
+    """Metadata and table of the GGUF that convert_hf_to_gguf.py makes of what transformers makes of a config.json.
+
+    `attention_factor` becomes `attn_factor`, which llama.cpp multiplies by 0.1 ln s + 1.
+    For llama3 the native length is read at the top level.
+    """
+    parameters = dict(geometry.rope_parameters)
+    kind, factor = parameters.get("rope_type", "default"), parameters.get("factor")
+    fields: Entries = {"context_length": geometry.max_positions, "rope.freq_base": geometry.theta}
+    if kind == "linear":
+        fields |= {f"{SCALING}type": "linear", f"{SCALING}factor": factor}
+    elif kind == "yarn" and factor is not None:
+        fields |= {f"{SCALING}type": "yarn", f"{SCALING}factor": factor}
+        fields[f"{SCALING}original_context_length"] = parameters["original_max_position_embeddings"]
+        scale = parameters.get("attention_factor", parameters.get("attn_factor"))
+        fields |= {} if scale is None else {f"{SCALING}attn_factor": scale}
+    elif kind == "longrope":
+        fields[f"{SCALING}type"] = kind
+    elif kind == "llama3" and CALLED.get(config["model_type"], config["model_type"]) in READS_TABLE:
+        told = parameters | {KNOWS_ITS_LENGTH: config.get(KNOWS_ITS_LENGTH, LLAMA3_LENGTH)}
+        return fields, torch.tensor(factors_of(frequencies_of(told, geometry), geometry), dtype=torch.float32)
+    return fields, None
 
 
 def flags(fields: Entries, table: Tensor | None) -> tuple[str, ...]:

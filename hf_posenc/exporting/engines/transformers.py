@@ -18,6 +18,7 @@ class Transformers(Engine):
 
     name = "transformers"
     read_in = f"run in {__version__}"
+    rounds_tables = True
 
     def read(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
         parameters = dict(geometry.rope_parameters)

@@ -12,6 +12,8 @@ from ..schemes import frequencies_of, magnitude
 
 SCALED_ALREADY = ("longrope", "llama3", "yarn")
 """Schemes whose `max_position_embeddings` is the stretched length; it is multiplied by the factor of all others."""
+RENAMED = (("su", "longrope"), ("mrope", "default"))
+"""What `type` said before transformers had the name in `rope_type`."""
 BEFORE = "vLLM before #56446 reads attn_factor, and no attention_factor or truncate"
 
 
@@ -21,10 +23,13 @@ class VLLM(Engine):
 
     name = "vllm"
     read_in = "0.33.0, read, not run"
+    rounds_tables = True
 
     def read(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
         parameters = dict(geometry.rope_parameters)
         kind = parameters.get("rope_type", "default")
+        if (former := parameters.get("type", kind)) != kind and (former, kind) not in RENAMED:
+            raise ValueError(f"it refuses a `type` of {former!r} beside a `rope_type` of {kind!r}")
         check_one_table(parameters, geometry)
         context = geometry.max_positions * (1 if kind in SCALED_ALREADY else parameters.get("factor", 1))
         return Reading(frequencies_of(parameters, geometry), attention_factor(parameters, geometry), round(context))
