@@ -14,6 +14,7 @@ from hf_posenc.evaluation import fetch_demo_model
 from hf_posenc.evaluation.models import load
 from hf_posenc.exporting import gguf_file
 from hf_posenc.exporting.checkpoint import write_checkpoint
+from hf_posenc.exporting.engines.llama_cpp import SCALING, unread
 from hf_posenc.exporting.serving import TOP, ask, compare, question, served_log_probs
 
 pytestmark = pytest.mark.slow
@@ -103,6 +104,20 @@ def test_a_yarn_without_its_factor_would_be_another_model_in_mlx(tmp_path):
     exported = hf_posenc.export(model, "mlx")
     del exported.fields["rope_scaling"]["mscale"], exported.fields["rope_scaling"]["mscale_all_dim"]
     assert (in_mlx(write_checkpoint(model, exported, tmp_path)) - log_probs(model)).abs().max() > LEFT_OUT
+
+
+def test_llama_cpp_does_not_look_at_keys_of_its_converter(bases, tmp_path):
+    """The factor and the ramp of YaRN under the names that `lint` calls unread change nothing; the factor under another does."""
+    reader = gguf_file.open_gguf(bases["llama"])
+
+    def told(**more):
+        exported = hf_posenc.export(patched("yarn", "llama"), "llama.cpp")
+        exported.fields.update({f"llama.{key}": value for key, value in more.items()})
+        return served(gguf_file.write_gguf(reader, exported, tmp_path / "new.gguf", model_for().state_dict()))
+
+    plain = told()
+    assert told(**{key: value / 2 for key, value in unread(4.0).items()}) == plain
+    assert told(**{f"{SCALING}attn_factor": 0.5}) != plain
 
 
 @pytest.mark.parametrize("scheme", ["yarn", "linear", "ntk"])

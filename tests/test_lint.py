@@ -97,6 +97,61 @@ def test_the_numbers_are_those_of_the_model_of_transformers(scaling, written):
     assert told["last"] == pytest.approx(2 * math.pi / frequencies[-1].item()) and told["context_length"] == 4096
 
 
+SMALL = {**SIZES, "hidden_size": 256, "intermediate_size": 64}
+FOUR = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 128, "head_dim": 64}
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (
+            {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 32_768, "rope_theta": 1e6}
+            | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
+            {"context"},
+        ),
+        (
+            {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "max_position_embeddings": 131_072, "rope_theta": 1e6}
+            | {"rope_local_base_freq": 1e4, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, **FOUR},
+            set(),
+        ),
+        (
+            {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "max_position_embeddings": 131_072, "rope_theta": 1e4}
+            | {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}, "pad_token_id": 0}
+            | {"original_max_position_embeddings": 4096},
+            {"by-length"},
+        ),
+        (
+            {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "max_position_embeddings": 131_072, "rope_theta": 150_000}
+            | {"rope_scaling": YARN | {"factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}, **FOUR},
+            {"other-engine"},
+        ),
+        (
+            {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"], "rope_theta": 1e6}
+            | {
+                "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
+                "vision_config": {"depth": 1, "embed_dim": 32, "num_heads": 2},
+            },
+            set(),
+        ),
+        (
+            {"model_type": "gptj", "architectures": ["GPTJForCausalLM"], "n_embd": 256, "n_head": 4, "n_layer": 2, "rotary_dim": 32},
+            set(),
+        ),
+    ],
+    ids=lambda each: each["model_type"] if isinstance(each, dict) else "",
+)
+def test_configurations_of_the_field(entries, expected):
+    """As their authors have published them, but for sizes."""
+    assert rules({**SMALL, **entries}) == expected
+
+
+def test_what_is_not_read_is_no_finding():
+    """The code of llama.cpp for `mscale_all_dim`."""
+    entries = OLD | {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}
+    (served,) = [each for each in hf_posenc.lint(entries).served if each.engine == "llama.cpp"]
+    assert served.unread and served.reading is None and not rules(entries)
+
+
 # -- one trap each ---------------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +183,7 @@ def test_the_numbers_are_those_of_the_model_of_transformers(scaling, written):
             "native-place",
             "it takes 4096",
         ),
-        (OLD | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "by-length", "llama.cpp drops 'dynamic'"),
+        (OLD | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "by-length", "llama.cpp drops the scaling"),
     ],
 )
 def test_a_trap(entries, rule, what):
@@ -191,10 +246,13 @@ def test_a_factor_on_cos_and_sin_that_others_do_not_read(engine):
     assert not rules(entries, engines=["vllm"]) and reading(entries, "transformers").attention_factor == 1
 
 
-def test_the_converter_of_llama_cpp_makes_the_factor_of_yarn_its_square():
-    entries = OLD | {"rope_scaling": YARN | {"attention_factor": 1 + 0.1 * math.log(4)}}
-    assert reading(entries, "llama.cpp").attention_factor == pytest.approx((1 + 0.1 * math.log(4)) ** 2)
-    assert "is 1.29648, not 1.13863" in finding(entries, "other-engine", ["llama.cpp"]).what
+def test_the_converter_of_llama_cpp_writes_keys_that_are_not_read():
+    """A factor of one's own, and ends of the ramp; tests/test_engines.py runs it."""
+    entries = OLD | {"rope_scaling": YARN | {"beta_slow": 0.1, "attention_factor": 1 + 0.1 * math.log(4)}}
+    assert "frequencies are off" in finding(entries, "other-engine", ["llama.cpp"]).what
+    assert torch.equal(reading(entries, "llama.cpp").frequencies, reading(OLD | {"rope_scaling": YARN}, "llama.cpp").frequencies)
+    entries["rope_scaling"].pop("beta_slow")
+    assert not rules(entries, engines=["llama.cpp"])
 
 
 def test_the_converter_of_llama_cpp_takes_another_native_length():
@@ -457,6 +515,9 @@ def test_traps_of_a_gguf(gguf_with):
     assert "the lengths say 4" in of(gguf_with(**STRETCHED | {"rope__scaling__factor": 2.0}, **native), "scaling")[0].what
     twice = gguf_with(**STRETCHED, **native, rope__scaling__attn_factor=1 + 0.1 * math.log(4))
     assert "1.296 on cos and sin, not 1.139" in of(twice, "double-scaling")[0].what and not twice.passed
+    for key, value in {"yarn_attn_factor": 1.0, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0}.items():
+        assert of(gguf_with(**STRETCHED, **native, **{f"rope__scaling__{key}": value}), "unread-key")[0].where == f"rope.scaling.{key}"
+    assert not of(gguf_with(**STRETCHED, **native, rope__scaling__yarn_attn_factor=1 + 0.1 * math.log(4)), "unread-key")
     assert "takes 10000" in of(gguf_with(rope__freq_base=None), "theta-lost")[0].what
     assert of(gguf_with(rope__scaling__type="longrope"), "by-length")
     table = torch.full((8,), 2.0)

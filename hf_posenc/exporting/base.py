@@ -88,6 +88,8 @@ class Engine:
     name: ClassVar[str]
     read_in: ClassVar[str]
     """The version whose source this was written from."""
+    by_kind: ClassVar[bool] = True
+    """Layers of several kinds are read as those of one; if not, by code for each family that was not read."""
     rounds_tables: ClassVar[bool] = False
     """It rounds cos and sin to the dtype of the model, on a GPU."""
     table_by_halves: ClassVar[bool] = True
@@ -102,7 +104,11 @@ class Engine:
         raise NotImplementedError
 
     def serve(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
-        """What becomes of a checkpoint there; as `read`, where config.json itself is read."""
+        """What becomes of a checkpoint there; as `read`, where config.json itself is read.
+
+        Raises:
+            ValueError: it refuses it. NotImplementedError: what it does was not read.
+        """
         return self.read(config, geometry)
 
     def told(self, rotation: Rotation, parameters: Entries) -> Entries:

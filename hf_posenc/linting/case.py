@@ -25,8 +25,6 @@ TRANSFORMERS = "transformers"
 WRITTEN = ("rope_scaling", "rope_parameters")
 """Where a configuration speaks of its rotation: the names of transformers 4 and 5."""
 TEXT = "text_config"
-LAYERS_OF_ONE_KIND = ("mlx", "llama.cpp")
-"""Engines which have code for each family with layers of several kinds, that was not read."""
 UNREAD = "it has code of its own for families with layers of several kinds, which is not read here"
 
 
@@ -36,18 +34,14 @@ class Served:
 
     Args:
         engine: its name. layers: of which kind; empty where all are of one.
-        reading: what it computes; None where that is no one rotation, and `refusal` says why.
+        reading: what it computes; None where that is no one rotation, and `refusal` says why. unread: what it does is not known here.
     """
 
     engine: str
     layers: str
     reading: Reading | None
     refusal: str = ""
-
-    @property
-    def unread(self) -> bool:
-        """Whether nothing is known of what the engine does."""
-        return self.refusal == UNREAD
+    unread: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,18 +91,22 @@ class Case:
         """What engines make of it; nothing is known where transformers makes nothing of layers of several kinds."""
         for name in engines if self.built or not self.nested else ():
             for group, geometry in self.geometries.items():
-                yield Served(name, group or "", *self._read(name, group, geometry))
+                yield self._read(name, group, geometry)
 
-    def _read(self, name: str, group: Group, geometry: Geometry) -> tuple[Reading | None, str]:
+    def _read(self, name: str, group: Group, geometry: Geometry) -> Served:
+        layers = group or ""
         if name == TRANSFORMERS and not self.built:
-            return None, f"it builds no model: {self.faults[-1].what}" if self.faults else "it builds no model"
-        if group and name in LAYERS_OF_ONE_KIND:
-            return None, UNREAD
+            return Served(name, layers, None, " ".join(["it builds no model:", *(fault.what for fault in self.faults[-1:])]))
+        if group and not ENGINES[name].by_kind:
+            return Served(name, layers, None, UNREAD, unread=True)
         config = {"max_position_embeddings": geometry.max_positions} | dict(self.entries)
+        config |= {WRITTEN[1]: {group: dict(geometry.rope_parameters)}} if group else {}
         try:
-            return ENGINES[name]().serve(config, geometry), ""
+            return Served(name, layers, ENGINES[name]().serve(config, geometry))
+        except NotImplementedError as error:
+            return Served(name, layers, None, one_line(error), unread=True)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return None, f"{one_line(error)} is missing" if isinstance(error, KeyError) else one_line(error)
+            return Served(name, layers, None, f"{one_line(error)} is missing" if isinstance(error, KeyError) else one_line(error))
 
 
 class Examined:

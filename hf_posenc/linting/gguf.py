@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..exporting.engines.llama_cpp import READS_TABLE, SCALING, LlamaCpp
-from ..exporting.gguf_file import TABLE, architecture_of, geometry_of_gguf, open_gguf, said
+from ..exporting.engines.llama_cpp import READS_TABLE, SCALING, LlamaCpp, unread
+from ..exporting.gguf_file import LAYOUTS, TABLE, architecture_of, geometry_of_gguf, open_gguf, said
 from ..exporting.schemes import magnitude
 from .case import Served
 from .finding import ERROR, WARNING, Finding
@@ -55,6 +55,10 @@ def findings(fields: Mapping[str, Any], ignored: bool, architecture: str) -> Ite
     elif length != fields[ORIGINAL] and abs(length / fields[ORIGINAL] - factor) > 0.01 * factor:
         what = f"the factor is {factor:g}, but the lengths say {length / fields[ORIGINAL]:g}: {length} and {fields[ORIGINAL]}"
         yield Finding("scaling", ERROR, FACTOR, what, AGAIN)
+    for key, instead in unread(factor).items() if architecture in LAYOUTS else ():
+        if abs(fields.get(key, instead) - instead) > 1e-4:
+            what = f"it is {fields[key]:.4g}, and llama.cpp does not look at it in {architecture!r}: it takes {instead:.4g}"
+            yield Finding("unread-key", ERROR, key, what, AGAIN)
     own = magnitude(factor)
     if own != 1 and abs(fields.get(ATTENTION, 1.0) - own) < 1e-4:
         what = f"it is 0.1 ln {factor:g} + 1, by which llama.cpp multiplies it again: {own * own:.4g} on cos and sin, not {own:.4g}"

@@ -25,7 +25,7 @@ EXPORT = "`hf-posenc export M --to {} ...` writes what it needs, or says why the
 def one_name(case: Case) -> Iterator[Finding]:
     """What MLX does not find: theta, and the scheme, under the names of transformers 5."""
     said = said_in(case.entries)
-    if case.nested or WRITTEN[0] in said or not case.built or not case.geometries:
+    if case.nested or WRITTEN[0] in said or not case.built or len(case.geometries) != 1:
         return
     (geometry,) = case.geometries.values()
     mend: dict[Place, object] = {}
@@ -80,7 +80,7 @@ def by_length(case: Case) -> Iterator[Finding]:
             what = (
                 f"{kind!r}: transformers chooses frequencies by the length of the whole input and leaves cached keys as they were, others "
             )
-            what += "have one table for all lengths, and llama.cpp drops 'dynamic'"
+            what += "have one table for all lengths" + ", and llama.cpp drops the scaling" * (kind == "dynamic")
             advice = "`hf-posenc export M --to ENGINE --freeze_at LENGTH` writes those of one length, which all read alike"
             yield Finding("by-length", WARNING, f"rope_type, {group}" if group else "rope_type", what, advice)
 

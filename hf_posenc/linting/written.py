@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from transformers.modeling_rope_utils import RopeParameters
@@ -52,20 +52,20 @@ def theta(case: Case) -> Iterator[Finding]:
     places = [(THETA,), *((name, THETA) for name in said_in(case.entries))]
     said = {place: value for place in places if (value := look_up(case.entries, place)) is not None}
     values = set(said.values())
-    taken = next((geometry.theta for geometry in case.geometries.values()), None) if case.built else None
+    taken = {geometry.theta for geometry in case.geometries.values()} if case.built else set()
     where = ", ".join(map(dotted, said))
     nulls = [place for place in places[1:] if holds_null(case.entries, place)]
     if len(values) > 1:
-        which = f"transformers takes {taken:g}, " if taken else ""
-        what = f"they are {', '.join(f'{value:g}' for value in said.values())}: {which}MLX what stands at the top level"
+        which = f"transformers takes {numbers(taken)}, " if taken else ""
+        what = f"they are {numbers(said.values())}: {which}MLX what stands at the top level"
         yield Finding("theta-twice", ERROR, where, what, "write the one that the weights were trained with into all of them")
     elif nulls:
         advice = "write the number that the weights were trained with" if not values else "write that number into both"
         what = "it is null there, which transformers takes for a number and fails"
         yield Finding("theta-lost", ERROR, ", ".join(map(dotted, nulls)), what, advice, dict.fromkeys(nulls, *values) if values else {})
-    elif values and taken is not None and values != {taken}:
+    elif values and taken and not values <= taken:
         (value,) = values
-        what = f"it is {value:g} there, and transformers takes {taken:g}"
+        what = f"it is {value:g} there, and transformers takes {numbers(taken)}"
         mend = dict.fromkeys([(THETA,), *((name, THETA) for name in said_in(case.entries))], value)
         yield Finding("theta-lost", ERROR, where, what, f"write {THETA} at the top level too", mend)
 
@@ -165,6 +165,11 @@ def native_place(case: Case) -> Iterator[Finding]:
         elif kind == "llama3" and top is None and native not in (None, LLAMA3_LENGTH):
             what = f"in {dotted(place)} alone, {native}, the converter of llama.cpp does not find it: it takes {LLAMA3_LENGTH}"
             yield Finding("native-place", ERROR, NATIVE, what, "write it at the top level too", {(NATIVE,): native})
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Numbers as words of a sentence."""
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def number(value: Any) -> float | None:

@@ -26,6 +26,7 @@ class LlamaCpp(Engine):
 
     name = "llama.cpp"
     read_in = "b11549, run through xllamacpp 2026.10"
+    by_kind = False
     table_by_halves = False
 
     def read(self, config: Mapping[str, Any], geometry: Geometry, table: Tensor | None = None) -> Reading:
@@ -46,7 +47,13 @@ class LlamaCpp(Engine):
         return Reading(frequencies if table is None else frequencies / table, scale, config["context_length"])
 
     def serve(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
-        """What is computed from the GGUF that convert_hf_to_gguf.py makes of a checkpoint."""
+        """What is computed from the GGUF that convert_hf_to_gguf.py makes of a checkpoint.
+
+        Raises:
+            NotImplementedError: the converter has code of its own for such models, which was not read.
+        """
+        if "mscale_all_dim" in dict(geometry.rope_parameters):
+            raise NotImplementedError("it has code of its own for models that say mscale_all_dim, which is not read here")
         fields, table = converted(config, geometry)
         return self.read(fields, geometry, table)
 
@@ -89,8 +96,7 @@ class LlamaCpp(Engine):
 def converted(config: Mapping[str, Any], geometry: Geometry) -> tuple[Entries, Tensor | None]:
     """Metadata and table of the GGUF that convert_hf_to_gguf.py makes of what transformers makes of a config.json.
 
-    `attention_factor` becomes `attn_factor`, which llama.cpp multiplies by 0.1 ln s + 1.
-    For llama3 the native length is read at the top level.
+    An `attention_factor`, and the ends of the ramp of YaRN, become keys that are `unread`. The native length of llama3 is read at the top.
     """
     parameters = dict(geometry.rope_parameters)
     kind, factor = parameters.get("rope_type", "default"), parameters.get("factor")
@@ -100,14 +106,17 @@ def converted(config: Mapping[str, Any], geometry: Geometry) -> tuple[Entries, T
     elif kind == "yarn" and factor is not None:
         fields |= {f"{SCALING}type": "yarn", f"{SCALING}factor": factor}
         fields[f"{SCALING}original_context_length"] = parameters["original_max_position_embeddings"]
-        scale = parameters.get("attention_factor", parameters.get("attn_factor"))
-        fields |= {} if scale is None else {f"{SCALING}attn_factor": scale}
     elif kind == "longrope":
         fields[f"{SCALING}type"] = kind
     elif kind == "llama3" and CALLED.get(config["model_type"], config["model_type"]) in READS_TABLE:
         told = parameters | {KNOWS_ITS_LENGTH: config.get(KNOWS_ITS_LENGTH, LLAMA3_LENGTH)}
         return fields, torch.tensor(factors_of(frequencies_of(told, geometry), geometry), dtype=torch.float32)
     return fields, None
+
+
+def unread(factor: float) -> Entries:
+    """Keys of YaRN that the converter writes and llama.cpp does not look at, in the architectures that were run; what it takes instead."""
+    return {f"{SCALING}yarn_attn_factor": magnitude(factor), f"{SCALING}yarn_beta_fast": 32.0, f"{SCALING}yarn_beta_slow": 1.0}
 
 
 def flags(fields: Entries, table: Tensor | None) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from ..schemes import frequencies_of, magnitude, mscale_of
 
 LLAMA3_LENGTH = 8192
 YARN_LENGTH = 4096
+MROPE = "mrope"
+"""Its name for positions along several axes, which are one in a text."""
 """Native lengths where the configuration says none."""
 
 
@@ -20,6 +22,7 @@ class MLX(Engine):
 
     name = "mlx"
     read_in = "mlx-lm 0.32.2, run"
+    by_kind = False
 
     def read(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
         scaling = config.get("rope_scaling") or {}
@@ -29,7 +32,7 @@ class MLX(Engine):
         if kind == "longrope":
             if geometry.interleaved:
                 raise ValueError("a table is read for rotations by halves alone")
-            original = parameters["original_max_position_embeddings"]
+            original = parameters.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
             scale = math.sqrt(1 + max(0.0, math.log(length / original)) / math.log(original))
         elif kind == "llama3":
             parameters.setdefault("original_max_position_embeddings", LLAMA3_LENGTH)
@@ -40,7 +43,8 @@ class MLX(Engine):
             scale = magnitude(factor, parameters.get("mscale", 1)) / magnitude(factor, parameters.get("mscale_all_dim", 0))
         elif kind == "dynamic":
             raise ValueError("'dynamic' follows the length of the whole input there, and cached keys stay as they were")
-        elif kind == "default":
+        elif kind in ("default", MROPE):
+            parameters["rope_type"] = "default"
             parameters.pop("partial_rotary_factor", None)
         return Reading(frequencies_of(parameters, geometry), scale, length)
 

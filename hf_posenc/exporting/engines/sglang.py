@@ -11,7 +11,8 @@ from ..schemes import frequencies_of, magnitude, mscale_of
 from .vllm import longrope_factor
 
 KNOWS_ITS_LENGTH = "original_max_position_embeddings"
-"""With it, or with llama3, `max_position_embeddings` is the stretched length; elsewhere it is multiplied by the factor."""
+"""With it, with llama3, or with layers of several kinds, `max_position_embeddings` is the stretched length; elsewhere it is multiplied by
+the factor."""
 
 
 @register("sglang")
@@ -22,12 +23,13 @@ class SGLang(Engine):
     read_in = "0.5.23, read, not run"
 
     def read(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
-        parameters = dict(geometry.rope_parameters)
+        parameters = {"rope_theta": geometry.theta} | dict(geometry.rope_parameters)
         kind, factor = parameters.get("rope_type", "default"), parameters.get("factor") or 1.0
         check_one_table(parameters, geometry)
         if kind == "proportional":  # its width is read from a `partial_rotary_factor` beside, which is no longer there
             parameters["partial_rotary_factor"] = config.get("partial_rotary_factor", 1.0)
-        context = geometry.max_positions * (1 if KNOWS_ITS_LENGTH in parameters or kind == "llama3" else factor)
+        nested = any(isinstance(value, Mapping) for value in (config.get("rope_parameters") or {}).values())
+        context = geometry.max_positions * (1 if nested or KNOWS_ITS_LENGTH in parameters or kind == "llama3" else factor)
         scale = 1.0
         if kind == "yarn":
             scale = self.magnitude(parameters) * parameters.get("attn_factor", 1.0)

@@ -12,6 +12,8 @@ from ..schemes import frequencies_of, magnitude
 
 SCALED_ALREADY = ("longrope", "llama3", "yarn")
 """Schemes whose `max_position_embeddings` is the stretched length; it is multiplied by the factor of all others."""
+STRETCHED = "gemma3"
+"""In model types that say the stretched length with any scheme."""
 RENAMED = (("su", "longrope"), ("mrope", "default"))
 """What `type` said before transformers had the name in `rope_type`."""
 BEFORE = "vLLM before #56446 reads attn_factor, and no attention_factor or truncate"
@@ -26,12 +28,13 @@ class VLLM(Engine):
     rounds_tables = True
 
     def read(self, config: Mapping[str, Any], geometry: Geometry) -> Reading:
-        parameters = dict(geometry.rope_parameters)
+        parameters = {"rope_theta": geometry.theta} | dict(geometry.rope_parameters)
         kind = parameters.get("rope_type", "default")
         if (former := parameters.get("type", kind)) != kind and (former, kind) not in RENAMED:
             raise ValueError(f"it refuses a `type` of {former!r} beside a `rope_type` of {kind!r}")
         check_one_table(parameters, geometry)
-        context = geometry.max_positions * (1 if kind in SCALED_ALREADY else parameters.get("factor", 1))
+        stretched = kind in SCALED_ALREADY or STRETCHED in str(config.get("model_type"))
+        context = geometry.max_positions * (1 if stretched else parameters.get("factor", 1))
         return Reading(frequencies_of(parameters, geometry), attention_factor(parameters, geometry), round(context))
 
     def told(self, rotation: Rotation, parameters: Entries) -> Entries:
