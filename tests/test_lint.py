@@ -426,6 +426,12 @@ def test_axolotl(training, written):
     with pytest.warns(FutureWarning, match="rope_theta"):
         config.rope_scaling = dict(override)
     assert config.rope_parameters["rope_theta"] is None
+    with pytest.warns(FutureWarning, match="rope_theta"):
+        config.rope_scaling = {"rope_type": "yarn", "factor": 4.0}
+    native = config.rope_parameters["original_max_position_embeddings"]
+    stretched = training(base_model="BASE", sequence_len=16_384, model_config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})
+    assert stretched.document.entries["rope_parameters"]["original_max_position_embeddings"] == native == 4096
+    assert stretched.document.entries["max_position_embeddings"] == 16_384
     found = training(base_model="BASE", overrides_of_model_config={"rope_scaling": override | {"rope_theta": THETA}}, sequence_len=4096)
     assert not of(found, "theta-lost") and not of(found, "unscaled")
     config.rope_parameters = override | {"rope_theta": THETA}
@@ -574,7 +580,7 @@ def test_what_else_is_a_configuration(tmp_path):
 
 def test_a_checkpoint_of_ours(tmp_path):
     hf_posenc.patch(model_for(), "alibi").save_pretrained(tmp_path)
-    assert "alibi on layers 0-2, which no engine knows" in finding(tmp_path, "hf_posenc").what
+    assert rules(tmp_path) == {"hf_posenc"} and "alibi on layers 0-2" in finding(tmp_path, "hf_posenc").what
 
 
 def test_a_family_without_rotation():

@@ -7,7 +7,7 @@ from typing import Any
 
 from .case import WRITTEN, said_in, scaling
 from .finding import ERROR, WARNING, Finding
-from .written import LENGTH, THETA, kind_of
+from .written import ASSUMED, LENGTH, NATIVE, THETA, kind_of
 
 OVERRIDES = ("overrides_of_model_config", "model_config")
 """Its name, and the one that it had."""
@@ -35,6 +35,8 @@ def trained(said: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[dict[str,
             what = f"the parameters of the base are replaced, not completed: transformers 5 is left without {THETA}, and builds no model"
             found.append(Finding("theta-lost", ERROR, f"{name}.{where}", what, f"write {THETA}: {before[THETA]} beside the rope_type"))
             parameters = {**parameters, THETA: before[THETA]}
+        if kind_of(parameters) in ASSUMED:
+            parameters = {NATIVE: entries.get(LENGTH), **parameters}  # by transformers, before Axolotl raises the length
         for each in WRITTEN:
             entries.pop(each, None)
         entries[WRITTEN[1]] = dict(parameters)

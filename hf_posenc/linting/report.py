@@ -16,13 +16,14 @@ import contextlib
 import dataclasses
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from ..tables import print_texts
 from .case import Served
 from .documents import Document
-from .finding import ERROR, Finding
+from .finding import ERROR, SEVERITIES, Finding
 
 SCHEMA_VERSION = 1
 
@@ -76,10 +77,10 @@ class Lint:
         for finding in self.findings:
             print(f"\n{finding.severity} ({finding.rule}) {finding.where}: {finding.what}")
             print(f"  {finding.advice}")
-        errors = sum(finding.severity == ERROR for finding in self.findings)
-        print(
-            f"\n{errors} errors, {len(self.findings) - errors} other findings" + f"; --fix mends {len(self.mendable)}" * bool(self.mendable)
-        )
+        counts = Counter(finding.severity for finding in self.findings)
+        print("\n" + ", ".join(f"{severity}s: {counts[severity]}" for severity in SEVERITIES))
+        if self.mendable:
+            print(f"--fix mends {len(self.mendable)} of them")
 
     def __str__(self) -> str:
         with contextlib.redirect_stdout(io.StringIO()) as text:

@@ -56,8 +56,10 @@ def examine(document: Document, asked: Sequence[str]) -> Lint:
 def of_config(document: Document, asked: Sequence[str]) -> tuple[list[Served], list[Finding]]:
     """What is made of a configuration, and what is wrong."""
     case = Case.of(document.entries)
+    if case.live:
+        return [], list(ours(case))
     rows = list(case.serve(list(dict.fromkeys([TRANSFORMERS, *asked]))))
-    found = [*document.findings, *map(Finding.of, case.faults), *ours(case)]
+    found = [*document.findings, *map(Finding.of, case.faults)]
     found += [finding for rule in written.RULES for finding in rule(case)]
     found += served.one_name(case) if served.MLX in asked else ()
     found += [*served.agreement(case, rows, found), *served.no_rotation(case), *served.by_length(case), *served.phases(case, rows)]
@@ -67,7 +69,7 @@ def of_config(document: Document, asked: Sequence[str]) -> tuple[list[Served], l
 def ours(case: Case) -> Iterator[Finding]:
     """A checkpoint of this package, which no engine reads."""
     for each in case.live:
-        what = f"it has {each}, which no engine knows: what is said here is the model below it"
+        what = f"it has {each}, which is loaded after `import hf_posenc`, and by no engine"
         yield Finding("hf_posenc", ERROR, "positional_encoding", what, served.EXPORT.format("ENGINE"))
 
 
