@@ -86,7 +86,7 @@ def inspect(model: nn.Module) -> Report:
     """What positional encoding is live in `model`, read from its modules.
 
     Raises:
-        ValueError: the model is not supported.
+        ValueError: the model is not supported, or FSDP2 has cut the encoding up.
     """
     record = patch_of(model)
     native = type(record.native).__name__
@@ -211,6 +211,8 @@ def _fingerprint(record: Patch) -> str:
 def _digest(digest: Any, module: nn.Module) -> None:
     with align_module_device(module):  # fetches what accelerate has offloaded
         for name, tensor in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)):
+            if hasattr(tensor, "full_tensor"):
+                raise ValueError("each process has a share of the encoding: model.unshard() on all of them, then inspect")
             digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     for name, value in sorted(vars(module).items()):
         if name.endswith("attention_scaling"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from ..saved_adapter import BaseEncoding, carry, drop
@@ -46,7 +47,10 @@ def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
 
 
 class TellAdapters:
-    """Before weights are collected to be saved: lets the configurations of PEFT's adapters say what the base has."""
+    """Before weights are collected to be saved: lets the configurations of PEFT's adapters say what the base has.
+
+    What FSDP2 has cut up is put together, by all processes: each of them collects weights then.
+    """
 
     def __init__(self, patch: Patch):
         self.patch = patch
@@ -54,7 +58,12 @@ class TellAdapters:
     def __call__(self, *_: Any) -> None:
         for config in adapters_of(self.patch):
             adapter = config.posenc.adapter if hasattr(config, "posenc") else config.peft_type
-            carry(config, BaseEncoding(adapter, written(self.patch.placements), self.patch.parameters))
+            whole = {name: _whole(value) for name, value in self.patch.parameters.items()}
+            carry(config, BaseEncoding(adapter, written(self.patch.placements), whole))
+
+
+def _whole(value: Any) -> torch.Tensor:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def adapters_of(record: Patch) -> list[Any]:

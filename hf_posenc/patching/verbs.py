@@ -22,7 +22,7 @@ from .installing import extend_to, replace, uninstall
 from .placing import planned
 from .proof import prove
 from .recognising import architecture_of
-from .record import RECORD, Patch, Request, requests_of
+from .record import RECORD, Patch, Placement, Request, requests_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -77,6 +77,7 @@ def plan(record: Patch, name: Asked, layers: Layers, options: Mapping[str, Any])
 def carry_out(record: Patch, requests: Sequence[Request], verify: bool = True) -> None:
     """Do what is asked for, once it is shown to work."""
     after = planned(record, requests)
+    _check_shares(record, after)
     if verify:
         prove(record, requests_of(after))
     replace(record, after)
@@ -151,6 +152,14 @@ def _check_model(record: Patch) -> None:
                 f"the attention of layer {i} ({type(attention).__name__}) has been replaced by another tool; "
                 "undo that before patching, so that the two cannot cancel each other silently"
             )
+
+
+def _check_shares(record: Patch, after: Sequence[Placement]) -> None:
+    """Refuse new parameters in a model that FSDP2 has cut up: it does not know them, and each process would train its own."""
+    known = [p.encoding for p in record.placements]
+    learned = [p.request.name for p in after if p.encoding not in known and any(True for _ in p.encoding.parameters())]
+    if learned and any(hasattr(module, "reshard") for module in record.model.modules()):
+        raise ValueError(f"{learned[0]!r} has parameters, which FSDP has to know: patch the model before it is cut up among the processes")
 
 
 def _check_reach(request: Request, requests: Sequence[Request], limited: bool, record: Patch) -> None:
