@@ -126,7 +126,7 @@ def _is_handy(record: Patch) -> bool:
     """Whether the model is stock, small, in full precision, in one piece, and watched by nobody."""
     parameters = list(record.backbone.parameters())
     devices = {p.device for p in parameters}
-    plain = all(type(p) is nn.Parameter and p.dtype in (torch.float32, torch.float64) for p in parameters)
+    plain = all(type(p) is nn.Parameter and p.dtype in (torch.float32, torch.float64) and p.numel() for p in parameters)  # ZeRO-3: none
     if record.placements or not plain or len(devices) != 1 or "meta" in {d.type for d in devices}:
         return False
     if sum(p.numel() for p in parameters) > LARGE or not all(bool(p.isfinite().all()) for p in parameters):

@@ -20,10 +20,15 @@ from .record import Patch, written
 
 
 class SavePretrained:
-    """`save_pretrained` of a patched model, or of the backbone in it: that of its class, under a configuration that says what it is."""
+    """`save_pretrained` of a patched model, or of the backbone in it: that of its class, under a configuration that says what it is.
+
+    Attributes:
+        tags: for model cards, of the hub, Trainer and PEFT; the one thing that a model can let them say.
+    """
 
     def __init__(self, patch: Patch, model: PreTrainedModel):
         self.patch, self.model = patch, model
+        self.tags = [PosencConfig.model_type, *dict.fromkeys(placement.request.name for placement in patch.placements)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model = self.model
@@ -79,11 +84,15 @@ def save_as_patched(record: Patch) -> None:
     model: Any
     for model in record.holders if not record.stock else ():
         model.save_pretrained = SavePretrained(record, model)
+        model.model_tags = [*(model.model_tags or []), *model.save_pretrained.tags]
 
 
 def save_as_stock(record: Patch) -> None:
     """Undo `save_as_patched`, but for the hooks."""
     for model in record.holders:
-        model.__dict__.pop("save_pretrained", None)
+        if (saving := model.__dict__.pop("save_pretrained", None)) is not None:
+            kept = [tag for tag in model.__dict__.pop("model_tags", None) or () if tag not in saving.tags]
+            if kept:
+                model.model_tags = kept
     for config in adapters_of(record):
         drop(config)
