@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import hf_posenc
 from hf_posenc.evaluation import Interrupted
-from hf_posenc.evaluation.retrieval import PasskeyResult, PasskeyTask, Prompts, passkey
+from hf_posenc.evaluation.retrieval import PasskeyTask, Prompts, RetrievalResult, passkey
 from hf_posenc.evaluation.retrieval.grid import Grid
-from hf_posenc.evaluation.retrieval.prompts import NAMES
 from hf_posenc.evaluation.retrieval.trial import Examiner
+from hf_posenc.evaluation.tasks.passkey import NAMES
 from hf_posenc.evaluation.token_nll import find_head
 
 TASKS = [
@@ -73,7 +73,7 @@ def model(folder):
 @pytest.mark.parametrize("task", [*TASKS, {"filler": "essay"}], ids=str)
 def test_every_prompt_has_exactly_as_many_tokens_as_asked_for(tokenizer, task):
     prompts = Prompts(PasskeyTask(**task), tokenizer)
-    shortest = max(prompts.shortest(depth, trial) for depth in DEPTHS for trial in range(2))
+    shortest = max(prompts.shortest(0, depth, trial) for depth in DEPTHS for trial in range(2))
     for length in (shortest, shortest + 1, shortest + 37, 2000):
         for depth in DEPTHS:
             for trial in range(2):
@@ -124,7 +124,7 @@ def test_the_needle_lies_at_its_depth(by_byte, depth):
 def test_a_prompt_follows_from_its_cell_alone(by_byte):
     """Neither the other cells nor the order in which they are asked for matter, and a trial, a length, a depth and a seed all do."""
     first, again = Prompts(PasskeyTask(), by_byte), Prompts(PasskeyTask(), by_byte)
-    places = list(Grid.of([400, 500], [0.0, 0.5], 2))
+    places = [(place.length, place.depth, place.index) for place in Grid.of([400, 500], [0.0, 0.5], 2)]
     forwards = {place: first.prompt(*place).sha256 for place in places}
     backwards = {place: again.prompt(*place).sha256 for place in reversed(places)}
     assert forwards == backwards and len(set(forwards.values())) == len(places)
@@ -315,7 +315,7 @@ def test_a_model_whose_head_is_not_known_is_scored_from_its_own_logits(folder, b
 
 def test_a_result_survives_the_disk(model, by_byte, tmp_path):
     result = passkey(model, by_byte, [300, 400], [0.0, 1.0], 2, digits=3, settings={"why": "test"})
-    assert PasskeyResult.load(result.save(tmp_path / "a" / "result.json")) == result
+    assert RetrievalResult.load(result.save(tmp_path / "a" / "result.json")) == result
     written = json.loads((tmp_path / "a" / "result.json").read_text())
     assert (written["protocol"], written["template"], written["task"]["digits"], written["settings"]) == ("passkey", 1, 3, {"why": "test"})
     assert {"torch", "transformers"} <= set(written["versions"]) and written["dtype"] == "float64" and written["fingerprint"]

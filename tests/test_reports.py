@@ -16,7 +16,7 @@ import hf_posenc
 from hf_posenc import cli, finetuning
 from hf_posenc.comparison.report import print_table as print_study
 from hf_posenc.comparison.summary import Spread, Summary
-from hf_posenc.evaluation import PasskeyResult, perplexity
+from hf_posenc.evaluation import RetrievalResult, perplexity
 from hf_posenc.evaluation.perplexity import cli as perplexity_cli
 from hf_posenc.evaluation.perplexity.report import print_table
 from hf_posenc.evaluation.retrieval import Cell
@@ -77,11 +77,11 @@ def test_perplexities_at_many_lengths_fit_a_narrow_screen(measured, tmp_path, na
 
 
 def test_found_numbers_fit_a_narrow_screen(narrow):
-    cells = [Cell(length, depth, 7, 0.0, 0.5, 1.0, None, 1.0) for length in LENGTHS for depth in (0.0, 0.5)]
-    known = {field.name: None for field in fields(PasskeyResult)}
+    cells = [Cell(length, depth, "whole", 7, [0.0] * 7, 0.0, 0.5, 1.0, None, 1.0) for length in LENGTHS for depth in (0.0, 0.5)]
+    known = {field.name: None for field in fields(RetrievalResult)}
     known |= {"model": "m", "dtype": "float32", "attention": "sdpa", "complete": True, "tokens_per_second": 1234.5, "cells": cells}
     known |= {"task": {"digits": 5, "needles": 1, "ask": "one", "distractors": 0}, "options": {"factor": 2.0, "truncate": False}}
-    results = {name: PasskeyResult(**{**known, "encoding": name}) for name in ("stock", "dynamic_ntk")}
+    results = {name: RetrievalResult(**{**known, "encoding": name}) for name in ("stock", "dynamic_ntk")}
     print_grid(results)
     lines = narrow()[:-1]
     whole(lines, ["stock", "dynamic_ntk", "factor=2.0", "truncate=False", "tokens/s", "1,234", *(f"{n:,}" for n in LENGTHS)])

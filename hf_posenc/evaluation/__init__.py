@@ -4,7 +4,7 @@ from .corpus import CorpusError, Document, Text, dataset_texts, embedded_corpus,
 from .demo_model import DemoModelError, fetch_demo_model, resolve_model
 from .perplexity import PROTOCOLS, Bucket, KeyTokens, Result, Score, perplexity
 from .result import Interrupted
-from .retrieval import PasskeyResult, PasskeyTask, passkey
+from .retrieval import PasskeyTask, RetrievalResult, passkey, retrieval
 
 __all__ = [
     "PROTOCOLS",
@@ -14,9 +14,9 @@ __all__ = [
     "Document",
     "Interrupted",
     "KeyTokens",
-    "PasskeyResult",
     "PasskeyTask",
     "Result",
+    "RetrievalResult",
     "Score",
     "Text",
     "dataset_texts",
@@ -27,4 +27,5 @@ __all__ = [
     "perplexity",
     "read_texts",
     "resolve_model",
+    "retrieval",
 ]

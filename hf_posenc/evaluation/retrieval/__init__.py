@@ -1,7 +1,8 @@
-"""Retrieval: can a model find a number in its context, by length and depth."""
+"""Retrieval: can a model answer questions about its context, by length and depth."""
 
-from .passkey import passkey
-from .prompts import PasskeyTask, Prompt, Prompts
-from .result import Cell, PasskeyResult
+from ..tasks.passkey import PasskeyTask
+from .prompts import Prompt, Prompts
+from .result import Cell, RetrievalResult
+from .retrieval import passkey, retrieval
 
-__all__ = ["Cell", "PasskeyResult", "PasskeyTask", "Prompt", "Prompts", "passkey"]
+__all__ = ["Cell", "PasskeyTask", "Prompt", "Prompts", "RetrievalResult", "passkey", "retrieval"]

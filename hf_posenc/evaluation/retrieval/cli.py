@@ -14,11 +14,12 @@ from ..models import ModelArguments, check_tokenizer, load_model, load_tokenizer
 from ..processes import Processes
 from ..report import own_bar_only
 from ..side_by_side import SideBySide, settings_of, started
+from ..tasks.passkey import PasskeyTask
 from .grid import Grid
-from .passkey import check_reach, passkey
-from .prompts import TEMPLATE, PasskeyTask, Prompts
+from .prompts import Prompts
 from .report import report
-from .result import PasskeyResult
+from .result import RetrievalResult
+from .retrieval import check_reach, retrieval
 
 
 @dataclass
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @own_bar_only()
-def run(arguments: PasskeyArguments) -> dict[str, PasskeyResult]:
+def run(arguments: PasskeyArguments) -> dict[str, RetrievalResult]:
     """Measure every encoding, skipping those already on disk with the same settings, and compare them.
 
     Raises:
@@ -64,10 +65,10 @@ def run(arguments: PasskeyArguments) -> dict[str, PasskeyResult]:
 
 
 @dataclass
-class Grids(SideBySide[PasskeyResult]):
+class Grids(SideBySide[RetrievalResult]):
     """The grid of each encoding. All that can be wrong is found before the first is measured."""
 
-    kind = PasskeyResult
+    kind = RetrievalResult
     grid: Grid
 
     @classmethod
@@ -78,19 +79,18 @@ class Grids(SideBySide[PasskeyResult]):
         task, path = arguments.task, arguments.path
         tokenizer = load_tokenizer(path)
         prompts = Prompts(task, tokenizer)
-        grid.check(prompts)
+        grid = grid.fitted(prompts)
         model = load_model(path, arguments)
         check_tokenizer(tokenizer, model)
         check_reach(model, options, grid.lengths[-1])
-        more = {**asdict(grid), "template": TEMPLATE, "filler_text": prompts.filler_identity}
+        more = {**asdict(grid), "template": task.template, "filler_text": prompts.filler_identity}
         return cls(arguments, processes, tokenizer, model, settings_of(arguments, model, options, more), grid)
 
     def find(self, name, settings, journal, advance):
-        how = {"generate": self.arguments.generate, "journal": journal, "settings": settings, "progress": advance}
-        task = asdict(self.arguments.task)
+        how = {"generate": self.arguments.generate, "controls": False, "journal": journal, "settings": settings, "progress": advance}
         lengths, depths, trials = self.grid.lengths, self.grid.depths, self.grid.trials
         encodings = {name: settings["options"]}
-        return passkey(self.model, self.tokenizer, lengths, depths, trials, encodings=encodings, **how, **task)[name]
+        return retrieval(self.model, self.tokenizer, self.arguments.task, lengths, depths, trials, encodings=encodings, **how)[name]
 
     def tokens(self, name, settings):
         return self.grid.tokens * (2 if self.arguments.generate else 1) // self.processes.count

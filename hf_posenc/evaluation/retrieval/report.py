@@ -10,9 +10,9 @@ from ...files import write_atomically
 from ...tables import print_numbers
 from ...variants import file_name
 from ..report import csv_text, optional, pictures
-from .result import PasskeyResult
+from .result import RetrievalResult
 
-Results = Mapping[str, PasskeyResult]
+Results = Mapping[str, RetrievalResult]
 
 
 def report(results: Results, output: Path, model: Any) -> None:
@@ -39,11 +39,11 @@ def print_table(results: Results) -> None:
         for result in results.values()
     ]
     print_numbers(f"{heading(first)}: prompts answered exactly", header, rows)
-    depths = ", ".join(f"{depth:g}" for depth in sorted({cell.depth for cell in first.cells}))
+    depths = ", ".join(f"{depth:g}" for depth in sorted({cell.depth for cell in first.cells if cell.depth is not None}))
     print(f"tokens right, nats of the answer and generated: at {lengths[-1]:,}; depths {depths}; {first.dtype}, {first.attention}")
 
 
-def heading(result: PasskeyResult) -> str:
+def heading(result: RetrievalResult) -> str:
     """What was measured, in a few words."""
     task = result.task
     needles = "" if task["needles"] == 1 else f", {task['needles']} needles ({task['ask']} asked for)"
@@ -51,13 +51,13 @@ def heading(result: PasskeyResult) -> str:
     return f"{Path(result.model).name}: passkey of {task['digits']} digits{needles}{distractors}"
 
 
-def label(result: PasskeyResult) -> str:
+def label(result: RetrievalResult) -> str:
     """The encoding with its options."""
     options = "".join(f" {name}={value}" for name, value in result.options.items())
     return f"{result.encoding}{options}{'' if result.complete else ' (unfinished)'}"
 
 
-def footnotes(result: PasskeyResult, length: int) -> list[str]:
+def footnotes(result: RetrievalResult, length: int) -> list[str]:
     """The other columns of one row, over the depths at the longest length."""
     return [
         optional(result.mean("token_accuracy", length), ".0%"),

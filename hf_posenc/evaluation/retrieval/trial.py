@@ -1,8 +1,7 @@
-"""One prompt, one model: is the number there, teacher-forced or generated, and how surely."""
+"""One prompt, one model: is the answer there, teacher-forced or generated, and how surely."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import GenerationConfig
 from ..measure import Meter
 from ..reach import is_length_dependent
 from ..token_nll import Head, Progress, cross_entropy, decode, evaluating, full_logits, input_device, reporting
+from .grid import Context, Place
 from .prompts import Prompt, Prompts
 
 
@@ -20,28 +20,42 @@ class Trial:
     """What was found with one prompt; a line of the journal.
 
     Args:
-        length, depth, index: which prompt of the grid it is.
+        length, depth, index, context: which prompt of the grid it is.
         sha256: identifies its tokens.
         tokens, correct, nats: how many tokens the answers have, how many of them are the most likely ones given the true ones before
             them, and the nats of all of them.
-        generated: whether greedy generation gave the numbers; None where it was not asked for.
+        found: share of the answers whose tokens all are.
+        generated: score of what greedy generation `said`; None where it was not asked for.
         ran: tokens that went through the model.
         seconds, peak_memory, peak_memory_kind, rank: what it took, and which process did it.
     """
 
     length: int
-    depth: float
+    depth: float | None
     index: int
+    context: Context
     sha256: str
     tokens: int
     correct: int
     nats: float
-    generated: bool | None
+    found: float
+    generated: float | None
+    said: str | None
     ran: int
     seconds: float
     peak_memory: int | None
     peak_memory_kind: str | None
     rank: int = 0
+
+    @property
+    def place(self) -> Place:
+        """In the grid."""
+        return Place(self.length, self.depth, self.index, self.context)
+
+    @property
+    def score(self) -> float:
+        """Of the generated answer where there is one, else the share of the answers that are found teacher-forced."""
+        return self.found if self.generated is None else self.generated
 
     @property
     def exact(self) -> bool:
@@ -76,24 +90,37 @@ class Examiner:
     generate: bool = False
     progress: Progress | None = None
 
-    def tokens(self, length: int) -> int:
-        """How many tokens go through the model for a prompt of `length` tokens."""
-        return 2 * length - 1 if self.generate else length
-
-    def trial(self, prompt: Prompt, length: int, depth: float, index: int, rank: int = 0) -> Trial:
+    def trial(self, prompt: Prompt, place: Place, rank: int = 0) -> Trial:
         """Put one prompt to the model.
 
         Raises:
             FloatingPointError: a loss is infinite or not a number.
         """
+        said, ran = None, len(prompt.input_ids)
         with Meter(input_device(self.model)) as meter:
             correct, nats = self.score(prompt)
-            generated = self.generates(prompt) if self.generate else None
+            if self.generate:
+                said, steps = self.generates(prompt)
+                ran += steps
         if not nats.isfinite().all():
-            where = f"at length {length:,}, depth {depth:g}, trial {index}"
+            where = f"at length {place.length:,}, depth {place.depth}, trial {place.index}"
             raise FloatingPointError(f"the nats of an answer {where} are not finite: {[round(each, 3) for each in nats.tolist()]}")
-        about = (self.tokens(length), meter.seconds, meter.peak, meter.kind, rank)
-        return Trial(length, depth, index, prompt.sha256, len(nats), int(correct.sum()), nats.double().sum().item(), generated, *about)
+        found = [bool(part.all()) for part in correct.split([len(answer) for answer in prompt.answers])]
+        return Trial(
+            **vars(place),
+            sha256=prompt.sha256,
+            tokens=len(nats),
+            correct=int(correct.sum()),
+            nats=nats.double().sum().item(),
+            found=sum(found) / len(found),
+            generated=None if said is None else self.prompts.task.score(said, prompt.keys, prompt.question),
+            said=said,
+            ran=ran,
+            seconds=meter.seconds,
+            peak_memory=meter.peak,
+            peak_memory_kind=meter.kind,
+            rank=rank,
+        )
 
     def score(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
         """For each token of the answers whether it is the most likely one, [N] bool, and its nats, [N] float32.
@@ -117,15 +144,13 @@ class Examiner:
                 decode(self.model, ids[:, :1])  # stock dynamic NTK keeps the base of the longest input until a short one
         return ids
 
-    def generates(self, prompt: Prompt) -> bool:
-        """Whether the prompt up to the first answer, continued greedily to its length, says the numbers in their order."""
-        start = prompt.answers[0].start
-        ids = self.fresh(prompt.input_ids[:start])
-        settings = greedy(len(prompt.input_ids) - start, self.prompts.tokenizer)
+    def generates(self, prompt: Prompt) -> tuple[str, int]:
+        """What the prompt up to the first answer is greedily continued with, and how many tokens went through the model for it."""
+        ids = self.fresh(prompt.input_ids[: prompt.start])
+        settings = greedy(prompt.budget, self.prompts.tokenizer)
         with evaluating(self.model), reporting(self.model, ids.numel(), self.progress):
             found = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        text = self.prompts.tokenizer.decode(found[0, start:], skip_special_tokens=True)
-        return re.findall(r"\d+", text)[: len(prompt.keys)] == [*prompt.keys]
+        return self.prompts.tokenizer.decode(found[0, prompt.start :], skip_special_tokens=True), found.shape[1] - 1
 
 
 def greedy(tokens: int, tokenizer: Any) -> GenerationConfig:
