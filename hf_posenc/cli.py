@@ -203,6 +203,13 @@ def _perplexity(argv: list[str]) -> int:
 
 def _passkey(argv: list[str]) -> int:
     """find a number in the context, by length and depth (recipes/passkey.py)"""
+    from .evaluation.retrieval.passkey_cli import main
+
+    return main(argv)
+
+
+def _retrieval(argv: list[str]) -> int:
+    """does it use its context? RULER and other tasks by length (recipes/retrieval.py)"""
     from .evaluation.retrieval.cli import main
 
     return main(argv)
@@ -240,6 +247,7 @@ RECIPES: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "perplexity": _perplexity,
     "passkey": _passkey,
+    "retrieval": _retrieval,
     "finetune": _finetune,
 }
 COMMANDS = RECIPES | {"doctor": _doctor, "lint": _lint}

@@ -15,7 +15,7 @@ from .extras import extra
 from .files import replace_atomically
 
 Curve = Mapping[int, float]
-Grid = Mapping[tuple[int, float], float]
+Grid = Mapping[tuple[int, float], float] | Mapping[tuple[int, str], float]
 
 # Okabe and Ito's palette without its yellow, which is unreadable on white; with the markers it survives a black-and-white print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -59,12 +59,12 @@ def plot_perplexity(
 
 
 def plot_retrieval(grid: Grid, path: str | os.PathLike, title: str | None = None, train_length: int | None = None) -> Path:
-    """Draw the share of prompts answered as a heat map, context length to the right and depth downwards, the percentage in each cell.
+    """Draw shares of prompts answered as a heat map, context length to the right and depth or task downwards, the percentage in each cell.
 
     A cell without a value stays white.
 
     Args:
-        grid: (length in tokens, depth from 0 to 1) -> share from 0 to 1.
+        grid: (length in tokens, depth from 0 to 1, or name of a task) -> share from 0 to 1; tasks stay in their order.
         path: the picture, in the format of its suffix; replaced in one step.
         title: above the picture.
         train_length: marked by a line between the lengths up to it and those beyond, in tokens.
@@ -74,20 +74,23 @@ def plot_retrieval(grid: Grid, path: str | os.PathLike, title: str | None = None
     """
     if not grid or not all(0 <= share <= 1 for share in grid.values()):
         raise ValueError(f"a grid of shares from 0 to 1 is needed, got {dict(grid)}")
-    lengths, depths = (sorted(set(values)) for values in zip(*grid, strict=True))
-    shares = [[grid.get((length, depth), math.nan) for length in lengths] for depth in depths]
+    found: Mapping[tuple[int, Any], float] = grid
+    lengths, rows = sorted({length for length, _ in found}), [*dict.fromkeys(row for _, row in found)]
+    tasks = isinstance(rows[0], str)
+    rows = rows if tasks else sorted(rows)
+    shares = [[found.get((length, row), math.nan) for length in lengths] for row in rows]
     figure, axes = new_axes()
-    figure.set_size_inches(max(5.0, 2.2 + 0.8 * len(lengths)), max(3.0, 1.4 + 0.5 * len(depths)))
+    figure.set_size_inches(max(5.0, 2.2 + 0.8 * len(lengths)), max(3.0, 1.4 + 0.5 * len(rows)))
     # cividis keeps its order for every kind of colour vision and in grey (Nunez et al. 2018, arXiv 1712.01662)
     picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     figure.colorbar(picture, ax=axes, label="found", format=lambda share, _: f"{share:.0%}")
-    for row, values in enumerate(shares):
+    for line, values in enumerate(shares):
         for column, share in enumerate(values):
             if not math.isnan(share):
-                axes.text(column, row, f"{share:.0%}", ha="center", va="center", color="white" if share < 0.5 else "black")
+                axes.text(column, line, f"{share:.0%}", ha="center", va="center", color="white" if share < 0.5 else "black")
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
-    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
-    axes.set(xlabel="context length (tokens)", ylabel="depth of the needle", title=title)
+    axes.set_yticks(range(len(rows)), rows if tasks else [f"{depth:.0%}" for depth in rows])
+    axes.set(xlabel="context length (tokens)", ylabel="task" if tasks else "depth of the needle", title=title)
     mark_trained(axes, lengths, train_length)
     return save(figure, Path(path))
 

@@ -20,6 +20,8 @@ was interrupted goes on from the last finished prompt.
     --chat                       the prompt in the tokenizer's chat template
     --generate                   also generate the answer greedily through the KV cache, and compare the digits
 
+The task is one of recipes/retrieval.py, with flags of its own.
+
 The same flags can stand in a YAML or JSON file, given as the first argument. `torchrun --nproc_per_node 8 recipes/passkey.py ...` shares
 the prompts among processes. The same from Python:
 
@@ -29,7 +31,7 @@ the prompts among processes. The same from Python:
 
 import sys
 
-from hf_posenc.evaluation.retrieval.cli import main
+from hf_posenc.evaluation.retrieval.passkey_cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ from tiny import save_tiny, tiny_model
 
 import hf_posenc
 from hf_posenc import cli
+from hf_posenc.evaluation.tasks.words import word_list
 from hf_posenc.extras import MissingExtra, extra
 from hf_posenc.finetuning.model import add_lora
 
@@ -44,6 +45,16 @@ def test_numbers_are_measured_without_their_pictures(words, without, tmp_path, c
     (result,) = (tmp_path / "out").glob("stock-*.json")
     assert json.loads(result.read_text())["complete"] and (tmp_path / "out" / f"{words[0]}.csv").stat().st_size > 100
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_task_whose_words_are_missing_is_refused_before_anything_is_done(without, tmp_path, capsys):
+    word_list.cache_clear()
+    without("wonderwords")
+    model = save_tiny(tmp_path / "model")
+    words = ["retrieval", "--model", str(model), "--tasks", "niah_single_1", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(words) == 1
+    assert capsys.readouterr().err == "error: wonderwords is not installed: pip install 'hf_posenc[tasks]'\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_name_their_extra(without):

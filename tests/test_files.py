@@ -151,6 +151,7 @@ def test_others_may_read_what_was_written_as_they_may_read_any_file(tmp_path):
 RECIPES = {
     "perplexity": ["--lengths", "16"],
     "passkey": ["--lengths", "300", "--trials", "1"],
+    "retrieval": ["--lengths", "800", "--trials", "1", "--tasks", "niah_single_1"],
     "compare": ["--encoding", "alibi", "--steps", "2"],
     "finetune": ["--block_size", "32"],
 }

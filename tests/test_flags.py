@@ -19,7 +19,8 @@ from hf_posenc.cli import COMMANDS, RECIPES
 from hf_posenc.cli import main as command
 from hf_posenc.doctor.cli import DoctorArguments
 from hf_posenc.evaluation.perplexity.cli import PerplexityArguments
-from hf_posenc.evaluation.retrieval.cli import PasskeyArguments
+from hf_posenc.evaluation.retrieval.cli import RetrievalArguments
+from hf_posenc.evaluation.retrieval.passkey_cli import PasskeyArguments
 from hf_posenc.finetuning import arguments as tuning
 from hf_posenc.flags import parse
 
@@ -37,6 +38,7 @@ def recipe(name):
 PARSERS = {
     "perplexity": partial(parse, [PerplexityArguments], "hf-posenc perplexity"),
     "passkey": partial(parse, [PasskeyArguments], "hf-posenc passkey"),
+    "retrieval": partial(parse, [RetrievalArguments], "hf-posenc retrieval"),
     "compare": partial(parse, [comparison.CompareArguments], "hf-posenc compare"),
     "finetune": finetuning.parse,
     "doctor": partial(parse, [DoctorArguments], "hf-posenc doctor"),
@@ -46,6 +48,7 @@ PARSERS = {
 OWN = {
     "perplexity": [PerplexityArguments],
     "passkey": [PasskeyArguments],
+    "retrieval": [RetrievalArguments],
     "compare": [comparison.CompareArguments],
     "finetune": [tuning.ModelArguments, tuning.EncodingArguments, tuning.DataArguments, tuning.CourseArguments, tuning.EvaluationArguments],
     "doctor": [DoctorArguments],

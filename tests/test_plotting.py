@@ -140,6 +140,12 @@ def test_the_colours_of_a_heat_map_keep_their_order_in_grey_and_its_numbers_can_
     assert all((max(a, b) + 0.05) / (min(a, b) + 0.05) > 4.5 for a, b in zip(light, inks, strict=True))
 
 
+def test_tasks_are_rows_in_their_order(axes, tmp_path):
+    plot_retrieval({(1024, "vt"): 1.0, (2048, "vt"): 0.5, (1024, "cwe"): 0.25}, tmp_path / "map.png")
+    assert axes[0].get_images()[0].get_array().filled(-1).tolist() == [[1.0, 0.5], [0.25, -1]]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["vt", "cwe"] and axes[0].get_ylabel() == "task"
+
+
 def luminance(colour):
     """Relative luminance of an sRGB colour (WCAG 2.1)."""
     red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import heed_ctrl_c, save_tiny
 
-from hf_posenc.evaluation.retrieval import cli
+from hf_posenc.evaluation.retrieval import passkey_cli as cli
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "passkey.py"
 GRID = ["--lengths", "500", "600", "--depths", "3", "--trials", "2", "--device", "cpu"]

@@ -19,9 +19,8 @@ from hf_posenc.comparison.summary import Spread, Summary
 from hf_posenc.evaluation import RetrievalResult, perplexity
 from hf_posenc.evaluation.perplexity import cli as perplexity_cli
 from hf_posenc.evaluation.perplexity.report import print_table
-from hf_posenc.evaluation.retrieval import Cell
-from hf_posenc.evaluation.retrieval import cli as passkey_cli
-from hf_posenc.evaluation.retrieval.report import print_table as print_grid
+from hf_posenc.evaluation.retrieval import Cell, passkey_cli
+from hf_posenc.evaluation.retrieval.passkey_report import print_table as print_grid
 
 LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768]
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_posenc
 from hf_posenc.evaluation import Result, passkey, perplexity
 from hf_posenc.evaluation.perplexity import cli as perplexity_cli
-from hf_posenc.evaluation.retrieval import cli as passkey_cli
+from hf_posenc.evaluation.retrieval import passkey_cli
 from hf_posenc.variants import parse_layers, plan_of, read_plan
 
 

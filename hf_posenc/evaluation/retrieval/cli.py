@@ -1,99 +1,99 @@
-"""The passkey recipe: one loaded model, several encodings, a heat map of each."""
+"""The retrieval recipe: tasks of long context, one loaded model, several encodings side by side."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any
 
 from ...command import exit_status
 from ...encodings.options import number
 from ...flags import at_least, parse
-from ...variants import EncodingArguments
-from ..models import ModelArguments, check_tokenizer, load_model, load_tokenizer
-from ..processes import Processes
+from ...variants import EncodingArguments, file_name
+from ..models import ModelArguments, digest
 from ..report import own_bar_only
-from ..side_by_side import SideBySide, settings_of, started
-from ..tasks.passkey import PasskeyTask
-from .grid import Grid
-from .prompts import Prompts
+from ..side_by_side import started
+from ..tasks import TASKS, Task, names_of
+from ..tasks.words import ESSAY
+from .effective import Threshold
+from .grids import Grids
 from .report import report
 from .result import RetrievalResult
-from .retrieval import check_reach, retrieval
+
+SHARE = partial(number, at_least=0, at_most=1)
 
 
 @dataclass
-class PasskeyArguments(EncodingArguments, ModelArguments):
-    """Whether a model finds a number in its context, by length and depth, for several positional encodings of one model."""
+class RetrievalArguments(EncodingArguments, ModelArguments):
+    """Whether a model uses its context: RULER and other tasks by length, for several positional encodings of one model."""
 
+    tasks: list[str] = field(
+        default_factory=lambda: ["niah_single_1", "niah_multikey_1", "vt"],
+        metadata={"help": "their names, or benchmarks (ruler, babilong, ...); `--tasks list` prints them"},
+    )
     lengths: Annotated[list[int], at_least(1)] = field(
-        default_factory=lambda: [1024, 2048, 4096], metadata={"help": "of the prompts, answer included, in tokens"}
+        default_factory=lambda: [2048, 4096, 8192], metadata={"help": "of the prompts in tokens, those that an answer may have included"}
     )
     depths: Annotated[list[float], partial(number, at_least=0)] = field(
-        default_factory=lambda: [5.0], metadata={"help": "of the needle: values from 0 to 1, or one number of equal steps"}
+        default_factory=list,
+        metadata={"help": "of the needle, for tasks that have one: values from 0 to 1, or one number of equal steps; default by chance"},
     )
-    trials: Annotated[int, at_least(1)] = field(default=5, metadata={"help": "prompts for each length and depth"})
-    digits: Annotated[int, at_least(1)] = field(default=5, metadata={"help": "of every number"})
-    needles: Annotated[int, at_least(1)] = field(default=1, metadata={"help": "pass keys in a prompt; several have names"})
-    ask: Literal["one", "all"] = field(default="one", metadata={"help": "ask for one of the pass keys, or for all in turn"})
-    distractors: Annotated[int, at_least(0)] = field(default=0, metadata={"help": "numbers in a prompt that are no pass keys"})
-    filler: str = field(default="grass", metadata={"help": "grass (the usual sentences), essay (English that every Python has), or a file"})
+    trials: Annotated[int, at_least(1)] = field(default=5, metadata={"help": "prompts for each task, length and depth"})
+    text: str = field(default=ESSAY, metadata={"help": "what needles are hidden in: essay (English that every Python has), or a file"})
     chat: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
-    generate: bool = field(default=False, metadata={"help": "also generate the answers greedily and compare the digits"})
-    seed: Annotated[int, at_least(0)] = field(default=0, metadata={"help": "of keys, names, places and the beginning of the filler"})
-    output_dir: str = field(default="runs/passkey", metadata={"help": "where the JSON, CSV and PNG files go"})
+    generate: bool = field(default=False, metadata={"help": "also generate the answers greedily and score them as the authors do"})
+    seed: Annotated[int, at_least(0)] = field(default=0, metadata={"help": "of everything that chance decides in a prompt"})
+    threshold: Annotated[float, SHARE] = field(default=0.85, metadata={"help": "share of the first score that an effective length keeps"})
+    absolute: bool = field(default=False, metadata={"help": "the threshold is the score itself (RULER: 0.856)"})
+    output_dir: str = field(default="runs/retrieval", metadata={"help": "where the JSON, CSV and PNG files go"})
 
-    @property
-    def task(self) -> PasskeyTask:
-        """The task that these flags describe."""
-        return PasskeyTask(**{each.name: getattr(self, each.name) for each in fields(PasskeyTask)})
+    def asked(self) -> list[Task]:
+        """The tasks that these flags describe."""
+        return [self.made(TASKS[name]()) for name in names_of(self.tasks)]
+
+    def made(self, task: Task) -> Task:
+        """A task with the flags that it takes."""
+        own = {each.name for each in fields(task)}
+        return replace(task, **{name: getattr(self, name) for name in ("seed", "chat", "text") if name in own})
+
+
+OF_THE_REPORT = ("tasks", "threshold", "absolute")
+"""Flags that no result depends on."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the recipe; returns the exit status, 130 after Ctrl-C."""
-    return exit_status(lambda: run(*parse([PasskeyArguments], "hf-posenc passkey", argv)))
+    return exit_status(lambda: run(*parse([RetrievalArguments], "hf-posenc retrieval", argv)))
 
 
 @own_bar_only()
-def run(arguments: PasskeyArguments) -> dict[str, RetrievalResult]:
-    """Measure every encoding, skipping those already on disk with the same settings, and compare them.
+def run(arguments: RetrievalArguments) -> dict[str, RetrievalResult]:
+    """Measure every encoding on every task, skipping what is on disk with the same settings, and compare them.
 
     Raises:
         Interrupted: Ctrl-C; what was finished is reported and on disk.
     """
-    return Grids.of(arguments, started(arguments, arguments.output_dir)).run()
+    if arguments.tasks == ["list"]:
+        print(*(f"{name:<16} {TASKS[name]().source}" for name in TASKS), sep="\n")
+        return {}
+    return Tasks.of(arguments, started(arguments, arguments.output_dir), arguments.asked(), controls=True).run()
 
 
-@dataclass
-class Grids(SideBySide[RetrievalResult]):
-    """The grid of each encoding. All that can be wrong is found before the first is measured."""
+class Tasks(Grids):
+    """Several tasks."""
 
-    kind = RetrievalResult
-    grid: Grid
+    @staticmethod
+    def label(encoding, task, tasks):
+        return f"{encoding} {task.name}"
 
-    @classmethod
-    def of(cls, arguments: PasskeyArguments, processes: Processes) -> Grids:
-        """Prompts, model and encodings that the command line asks for."""
-        options = arguments.plan()
-        grid = Grid.of(arguments.lengths, arguments.depths, arguments.trials)
-        task, path = arguments.task, arguments.path
-        tokenizer = load_tokenizer(path)
-        prompts = Prompts(task, tokenizer)
-        grid = grid.fitted(prompts)
-        model = load_model(path, arguments)
-        check_tokenizer(tokenizer, model)
-        check_reach(model, options, grid.lengths[-1])
-        more = {**asdict(grid), "template": task.template, "filler_text": prompts.filler_identity}
-        return cls(arguments, processes, tokenizer, model, settings_of(arguments, model, options, more), grid)
+    def file(self, name: str) -> Path:
+        it, settings = self.asked[name], {key: value for key, value in self.plan[name].items() if key not in OF_THE_REPORT}
+        return self.output / f"{file_name(it.encoding)}-{it.task.name}-{digest(settings)}.json"
 
-    def find(self, name, settings, journal, advance):
-        how = {"generate": self.arguments.generate, "controls": False, "journal": journal, "settings": settings, "progress": advance}
-        lengths, depths, trials = self.grid.lengths, self.grid.depths, self.grid.trials
-        encodings = {name: settings["options"]}
-        return retrieval(self.model, self.tokenizer, self.arguments.task, lengths, depths, trials, encodings=encodings, **how)[name]
-
-    def tokens(self, name, settings):
-        return self.grid.tokens * (2 if self.arguments.generate else 1) // self.processes.count
-
-    def report(self, results):
-        report(results, self.output, self.model)
+    def report(self, results: dict[str, Any]) -> None:
+        found: dict[str, dict[str, RetrievalResult]] = {}
+        for name, result in results.items():
+            it = self.asked[name]
+            found.setdefault(it.encoding, {})[it.task.name] = result
+        report(found, Threshold(self.arguments.threshold, self.arguments.absolute), self.output, self.model)

@@ -1,84 +1,123 @@
-"""Passkey results on the screen, as a table file and as heat maps."""
+"""Results of several tasks on the screen, as files of numbers and as heat maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...files import write_atomically
 from ...tables import print_numbers
 from ...variants import file_name
-from ..report import csv_text, optional, pictures
+from ..report import optional, pictures
+from .effective import Threshold, interval, mean, means
+from .passkey_report import label, to_csv
 from .result import RetrievalResult
 
-Results = Mapping[str, RetrievalResult]
+Results = Mapping[str, Mapping[str, RetrievalResult]]
+"""encoding -> task -> what was found."""
 
 
-def report(results: Results, output: Path, model: Any) -> None:
-    """Print the comparison; write it as passkey.csv and one heat map for each encoding."""
+def report(results: Results, threshold: Threshold, output: Path, model: Any) -> None:
+    """Print the comparison; write it as retrieval.csv, retrieval.json and heat maps."""
+    print_table(results, threshold)
+    cells = {f"{name} {task}": found for name, tasks in results.items() for task, found in tasks.items()}
+    write_atomically(output / "retrieval.csv", to_csv(cells))
+    write_atomically(output / "retrieval.json", json.dumps(summary(results, threshold), indent=2) + "\n")
+    print(f"written to {output}: one JSON per encoding and task, retrieval.csv, retrieval.json")
+    with pictures():
+        draw(results, output, getattr(model.config.get_text_config(), "max_position_embeddings", None))
+
+
+def print_table(results: Results, threshold: Threshold) -> None:
+    """Print the score of each encoding in each task, by length."""
+    all_of = [result for tasks in results.values() for result in tasks.values()]
+    first, lengths = all_of[0], sorted({length for result in all_of for length in result.lengths})
+    rows = []
+    for tasks in results.values():
+        for result in tasks.values():
+            mine = result.scores()
+            scores = [optional(mean(mine[length]) if length in mine else None, ".0%") for length in lengths]
+            nats = optional(result.mean("nats", max(mine)) if mine else None, ".2f")
+            controls = [optional(control(result, context), ".0%") for context in ("short", "other")]
+            rows.append([f"{label(result)} {result.protocol}", *controls, *scores, effective([mine], threshold), nats])
+        if len(tasks) > 1:
+            every = [found for result in tasks.values() if (found := result.scores())]
+            over = means(every) if every else {}
+            scores = [optional(over.get(length), ".0%") for length in lengths]
+            rows.append([f"{label(first_of(tasks))} mean", "", "", *scores, effective(every, threshold), ""])
+    scored = "score of the generated answers" if first.cells[0].generated is not None else "answers exact, teacher-forced"
+    header = ["encoding and task", "oracle", "chance", *(f"{length:,}" for length in lengths), "effective length", "nats"]
+    print_numbers(f"{Path(first.model).name}: {scored}", header, rows)
+    of = "" if threshold.absolute else " of that at the shortest length"
+    print(
+        "oracle, chance: the same questions with hardly more context than they need, and with that of other questions; effective length: "
+        f"up to where the score is not below {threshold.share:.1%}{of} (between: 95 % of bootstrap draws); nats: at the longest; "
+        f"{first.dtype}, {first.attention}"
+    )
+    sources = {result.protocol: result.source for result in all_of if result.source.endswith("-style")}
+    if sources:
+        print("data that are not the authors':", ", ".join(f"{task} ({source})" for task, source in sources.items()))
+
+
+def first_of(tasks: Mapping[str, RetrievalResult]) -> RetrievalResult:
+    """One of the results of an encoding."""
+    return next(iter(tasks.values()))
+
+
+def control(result: RetrievalResult, context: Any) -> float | None:
+    """The score with a short context, or with another."""
+    found = [score for cell in result.control(context) for score in cell.scores]
+    return mean(found) if found else None
+
+
+def effective(tasks: Sequence[Mapping[int, Sequence[float]]], threshold: Threshold) -> str:
+    """The effective length and its interval, in words."""
+    if not tasks or not all(tasks):
+        return "-"
+    low, high = interval(tasks, threshold.length)
+    return f"{threshold.length(means(tasks)):,} ({low:,}-{high:,})"
+
+
+def summary(results: Results, threshold: Threshold) -> dict[str, Any]:
+    """For each encoding and task the scores, their intervals, the controls and the effective length."""
+    return {
+        "threshold": {"share": threshold.share, "absolute": threshold.absolute},
+        "encodings": {
+            name: {
+                task: {
+                    "source": result.source,
+                    "complete": result.complete,
+                    "oracle": control(result, "short"),
+                    "chance": control(result, "other"),
+                    "scores": {length: mean(values) for length, values in result.scores().items()},
+                    "intervals": {length: interval([{length: values}], over(length)) for length, values in result.scores().items()},
+                    "effective_length": threshold.length(means([result.scores()])) if result.lengths else None,
+                    "effective_interval": interval([result.scores()], threshold.length) if result.lengths else None,
+                }
+                for task, result in tasks.items()
+            }
+            for name, tasks in results.items()
+        },
+    }
+
+
+def over(length: int) -> Any:
+    """What takes the mean of a length."""
+    return lambda found: found[length]
+
+
+def draw(results: Results, output: Path, native: int | None) -> None:
+    """A heat map of tasks and lengths for each encoding, and one of depths and lengths where depths were asked for."""
     from hf_posenc.plotting import plot_retrieval
 
-    print_table(results)
-    write_atomically(output / "passkey.csv", to_csv(results))
-    native = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    print(f"written to {output}: one JSON per encoding, passkey.csv")
-    with pictures():
-        for name, result in results.items():
-            file, title = output / f"passkey-{file_name(name)}.png", f"{heading(result)}\n{label(result)}"
-            print(plot_retrieval(result.grid(), file, title=title, train_length=native))
-
-
-def print_table(results: Results) -> None:
-    """Print how many prompts of each length were answered exactly, over all depths, side by side."""
-    first = next(iter(results.values()))
-    lengths = sorted({length for result in results.values() for length in result.lengths})
-    header = ["encoding", *(f"{length:,}" for length in lengths), "tokens right", "nats", "generated", "tokens/s", "peak GB"]
-    rows = [
-        [label(result), *(f"{found}/{of}" for found, of in map(result.found, lengths)), *footnotes(result, lengths[-1])]
-        for result in results.values()
-    ]
-    print_numbers(f"{heading(first)}: prompts answered exactly", header, rows)
-    depths = ", ".join(f"{depth:g}" for depth in sorted({cell.depth for cell in first.cells if cell.depth is not None}))
-    print(f"tokens right, nats of the answer and generated: at {lengths[-1]:,}; depths {depths}; {first.dtype}, {first.attention}")
-
-
-def heading(result: RetrievalResult) -> str:
-    """What was measured, in a few words."""
-    task = result.task
-    needles = "" if task["needles"] == 1 else f", {task['needles']} needles ({task['ask']} asked for)"
-    distractors = "" if not task["distractors"] else f", {task['distractors']} distractors"
-    return f"{Path(result.model).name}: passkey of {task['digits']} digits{needles}{distractors}"
-
-
-def label(result: RetrievalResult) -> str:
-    """The encoding with its options."""
-    options = "".join(f" {name}={value}" for name, value in result.options.items())
-    return f"{result.encoding}{options}{'' if result.complete else ' (unfinished)'}"
-
-
-def footnotes(result: RetrievalResult, length: int) -> list[str]:
-    """The other columns of one row, over the depths at the longest length."""
-    return [
-        optional(result.mean("token_accuracy", length), ".0%"),
-        optional(result.mean("nats", length), ".2f"),
-        optional(result.mean("generated", length), ".0%"),
-        f"{result.tokens_per_second:,.0f}",
-        optional(None if result.peak_memory is None else result.peak_memory / 1e9, ".2f"),
-    ]
-
-
-def to_csv(results: Results) -> str:
-    """One line for each encoding, length and depth."""
-    rows = [
-        {
-            "encoding": name,
-            "options": " ".join(f"{key}={value}" for key, value in result.options.items()),
-            "complete": result.complete,
-            **vars(cell),
-            "fingerprint": result.fingerprint,
-        }
-        for name, result in results.items()
-        for cell in result.cells
-    ]
-    return csv_text(rows)
+    for name, tasks in results.items():
+        shown = {(length, task): mean(values) for task, result in tasks.items() for length, values in result.scores().items()}
+        title = f"{Path(first_of(tasks).model).name}\n{label(first_of(tasks))}"
+        if shown:
+            print(plot_retrieval(shown, output / f"retrieval-{file_name(name)}.png", title=title, train_length=native))
+        for task, result in tasks.items():
+            if grid := result.grid():
+                file = output / f"retrieval-{file_name(name)}-{task}.png"
+                print(plot_retrieval(grid, file, title=f"{title}: {task}", train_length=native))
