@@ -67,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--check", action="store_true", help="compare log-probabilities with a server")
     exporting.add_argument("--server", help="address of an OpenAI-compatible server, as http://127.0.0.1:8000")
     exporting.add_argument("--tolerance", type=float, default=0.1, help="nats that a server may be off by; default %(default)s")
+    linting = add(
+        "lint", "what every engine will make of a config.json, GGUF or training file, and what is lost without a word", _lint
+    )
+    linting.epilog = "Exit status: 0 if no finding is an error, 1 if one is, or nothing could be read. No weights are read."
+    linting.add_argument("path", help="checkpoint, config.json, GGUF, YAML of Axolotl or LLaMA-Factory, hub id, or 'demo'")
+    linting.add_argument("--engine", nargs="+", default=[], help="those that will serve it, as in `export --to`; default all")
+    linting.add_argument("--fix", action="store_true", help="write config.json with what is certain, and say what is not")
+    linting.add_argument("--output", help="JSON file to write")
     add("inspect", "the positional encoding that is live in a model", _inspect).add_argument("model", help=MODEL)
     add("fetch-demo-model", "download and convert SmolLM2-135M-Instruct once, and print where it is", _fetch)
     for name, command in COMMANDS.items():
@@ -180,6 +188,12 @@ def _export(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
+def _lint(arguments: argparse.Namespace) -> None:
+    from .linting.cli import run
+
+    run(arguments)
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from .evaluation.demo_model import resolve_model
     from .evaluation.models import read_model
@@ -236,13 +250,6 @@ def _doctor(argv: list[str]) -> int:
     return main(argv)
 
 
-def _lint(argv: list[str]) -> int:
-    """what every engine will make of a config.json, GGUF or training file, and what is lost there without a word; --fix"""
-    from .linting.cli import main
-
-    return main(argv)
-
-
 RECIPES: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "perplexity": _perplexity,
@@ -250,7 +257,7 @@ RECIPES: dict[str, Callable[[list[str]], int]] = {
     "retrieval": _retrieval,
     "finetune": _finetune,
 }
-COMMANDS = RECIPES | {"doctor": _doctor, "lint": _lint}
+COMMANDS = RECIPES | {"doctor": _doctor}
 """Those that read their own flags."""
 
 if __name__ == "__main__":

@@ -542,6 +542,7 @@ def test_the_command(written, tmp_path, capsys):
     folder = str(written(NEW))
     assert cli.main(["lint", folder, "--engine", "vllm"]) == 0
     assert cli.main(["lint", folder, "--output", str(tmp_path / "out.json")]) == 1
+    assert capsys.readouterr().err == f"error: {folder} will not everywhere be what it says (one-name)\n"
     told = json.loads((tmp_path / "out.json").read_text())
     assert not told["passed"] and told["findings"][0]["rule"] == "one-name" and told["findings"][0]["mendable"]
     assert told["engines"][2] == {
