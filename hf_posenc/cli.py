@@ -67,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--check", action="store_true", help="compare log-probabilities with a server")
     exporting.add_argument("--server", help="address of an OpenAI-compatible server, as http://127.0.0.1:8000")
     exporting.add_argument("--tolerance", type=float, default=0.1, help="nats that a server may be off by; default %(default)s")
-    linting = add(
-        "lint", "what every engine will make of a config.json, GGUF or training file, and what is lost without a word", _lint
-    )
+    linting = add("lint", "what every engine will make of a config.json, GGUF or training file, and what is lost without a word", _lint)
     linting.epilog = "Exit status: 0 if no finding is an error, 1 if one is, or nothing could be read. No weights are read."
     linting.add_argument("path", help="checkpoint, config.json, GGUF, YAML of Axolotl or LLaMA-Factory, hub id, or 'demo'")
     linting.add_argument("--engine", nargs="+", default=[], help="those that will serve it, as in `export --to`; default all")
