@@ -235,6 +235,28 @@ def test_layers_of_two_kinds():
     assert any("all layers turn alike" in each.what for each in hf_posenc.lint(alike).findings)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_config": 3},
+        {"rope_scaling": {"rope_type": []}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": "x", "original_max_position_embeddings": []}},
+        {"rope_theta": "500000"},
+        {"max_position_embeddings": "x"},
+        {"rope_parameters": {"full_attention": {}, "rope_theta": None}},
+        {"model_type": None},
+    ],
+)
+def test_what_makes_no_sense_is_told_as_the_rest(changes):
+    found = hf_posenc.lint(OLD | changes)
+    assert not found.passed and json.dumps(found.to_dict()) and str(found)
+
+
+def test_a_head_with_one_pair():
+    (found, *_) = hf_posenc.lint(OLD | {"head_dim": 2}).to_dict()["engines"]
+    assert found["first"] == found["last"] == pytest.approx(2 * math.pi) and found["pairs"] == 1
+
+
 # -- engines beside transformers --------------------------------------------------------------------------------------------
 
 

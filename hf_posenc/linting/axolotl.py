@@ -7,7 +7,7 @@ from typing import Any
 
 from .case import WRITTEN, said_in, scaling
 from .finding import ERROR, WARNING, Finding
-from .written import ASSUMED, LENGTH, NATIVE, THETA, kind_of
+from .written import ASSUMED, LENGTH, NATIVE, PLAIN_THETA, THETA, kind_of
 
 OVERRIDES = ("overrides_of_model_config", "model_config")
 """Its name, and the one that it had."""
@@ -26,6 +26,7 @@ def trained(said: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[dict[str,
     if given := said_in(overrides):
         (where, parameters), *_ = given.items()
         before = scaling(base)
+        theta = before[THETA] or PLAIN_THETA
         if kind_of(before) != "default":
             what = f"it takes the place of the {kind_of(before)!r} that the base was trained with"
             found.append(
@@ -33,8 +34,8 @@ def trained(said: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[dict[str,
             )
         if parameters.get(THETA) is None:
             what = f"the parameters of the base are replaced, not completed: transformers 5 is left without {THETA}, and builds no model"
-            found.append(Finding("theta-lost", ERROR, f"{name}.{where}", what, f"write {THETA}: {before[THETA]} beside the rope_type"))
-            parameters = {**parameters, THETA: before[THETA]}
+            found.append(Finding("theta-lost", ERROR, f"{name}.{where}", what, f"write {THETA}: {theta} beside the rope_type"))
+            parameters = {**parameters, THETA: theta}
         if kind_of(parameters) in ASSUMED:
             parameters = {NATIVE: entries.get(LENGTH), **parameters}  # by transformers, before Axolotl raises the length
         for each in WRITTEN:
@@ -46,7 +47,7 @@ def trained(said: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[dict[str,
 def lengthened(said: Mapping[str, Any], entries: dict[str, Any]) -> list[Finding]:
     """A context that Axolotl raises to `sequence_len`, in `entries` too."""
     wanted, length = said.get("sequence_len"), entries.get(LENGTH)
-    if not wanted or not length or wanted <= length:
+    if not isinstance(wanted, int) or not isinstance(length, int) or wanted <= length:
         return []
     entries[LENGTH] = wanted
     if kind_of(scaling(entries)) != "default":

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from ..architectures.slots import Group
@@ -126,14 +126,25 @@ class Examined:
                 source = Source(folder)
                 self.faults, self.live = source.faults, source.live
                 self.ignored = ignored_in(source.config.get_text_config(decoder=True))
-                self.geometries = geometries_of(patch_of(source.skeleton()))
+                self.geometries = self._turning(source.skeleton())
             except Ill as ill:
-                if not any(fault.grave for fault in self.faults):  # that is why
-                    self.faults.append(ill.fault)
-            except ValueError as error:
-                advice = "`hf-posenc models` lists the families whose rotation is known here"
-                self.faults.append(Fault("configuration", one_line(error), advice, False))
-                self.geometries = {}
+                self._refused(ill.fault)
+            except Exception as error:  # whatever a class makes of entries that it does not look for
+                self._refused(Fault("configuration", f"transformers makes nothing of it: {one_line(error)}", "mend it in config.json"))
+
+    def _refused(self, fault: Fault) -> None:
+        if not any(known.grave for known in self.faults):  # which is why
+            self.faults.append(fault)
+
+    def _turning(self, model: PreTrainedModel) -> Mapping[Group, Geometry]:
+        """The rotations of a model; none where its family is not known here."""
+        try:
+            record = patch_of(model)
+        except ValueError as error:
+            advice = "`hf-posenc models` lists the families whose rotation is known here"
+            self.faults.append(Fault("configuration", one_line(error), advice, False))
+            return {}
+        return geometries_of(record)
 
 
 def ignored_in(config: PretrainedConfig) -> list[str]:
@@ -166,4 +177,4 @@ def scaling(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 def kind_of(parameters: Mapping[str, Any]) -> str:
     """The name of a scheme, as transformers looks for it."""
-    return parameters.get("rope_type") or parameters.get("type") or "default"
+    return str(parameters.get("rope_type") or parameters.get("type") or "default")

@@ -94,7 +94,7 @@ def as_dict(served: Served) -> dict[str, Any]:
     reading = served.reading
     if reading is None:
         return about | {"refusal": served.refusal}
-    first, *_, last = wavelengths(served)
+    first, last = wavelengths(served)
     sizes = {"attention_factor": reading.attention_factor, "context_length": reading.context_length}
     return about | {"first": first, "last": None if math.isinf(last) else last, "pairs": len(reading.frequencies)} | sizes
 
@@ -104,12 +104,12 @@ def row(served: Served) -> list[str]:
     reading = served.reading
     if reading is None:
         return [served.engine, served.layers or "all", "-", "-", "-", "-", served.refusal]
-    first, *_, last = wavelengths(served)
+    first, last = wavelengths(served)
     numbers = [f"{first:.5g}", f"{last:.6g}", f"{reading.attention_factor:.6g}", f"{reading.context_length}"]
     return [served.engine, served.layers or "all", *numbers, "-"]
 
 
 def wavelengths(served: Served) -> list[float]:
-    """Tokens of a whole turn, by pair."""
+    """Tokens of a whole turn, of the first pair and the last."""
     assert served.reading is not None
-    return [2 * math.pi / each if each else math.inf for each in served.reading.frequencies.tolist()]
+    return [2 * math.pi / each if each else math.inf for each in served.reading.frequencies[[0, -1]].tolist()]

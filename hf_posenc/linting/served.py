@@ -13,7 +13,7 @@ from ..exporting import ENGINES, Reading
 from .case import TRANSFORMERS, WRITTEN, Case, Served, said_in, scaling
 from .finding import ERROR, NOTE, WARNING, Finding, Place
 from .mending import mended
-from .written import THETA, kind_of
+from .written import PLAIN_THETA, THETA, kind_of
 
 MLX = "mlx"
 ROUNDED = (torch.bfloat16, torch.float16)
@@ -29,10 +29,8 @@ def one_name(case: Case) -> Iterator[Finding]:
         return
     (geometry,) = case.geometries.values()
     mend: dict[Place, object] = {}
-    if case.entries.get(THETA) is None and geometry.theta != 10_000.0:
-        mend[THETA,] = (
-            int(geometry.theta) if geometry.theta.is_integer() and isinstance(scaling(case.entries)[THETA], int) else geometry.theta
-        )
+    if case.entries.get(THETA) is None and geometry.theta != PLAIN_THETA:
+        mend[THETA,] = scaling(case.entries)[THETA] or geometry.theta
     if kind_of(scaling(case.entries)) != "default":
         mend[WRITTEN[0],] = dict(said[WRITTEN[1]])
     if mend:
@@ -77,10 +75,8 @@ def by_length(case: Case) -> Iterator[Finding]:
     for group, geometry in case.geometries.items():
         kind = dict(geometry.rope_parameters).get("rope_type")
         if case.built and kind in ("dynamic", "longrope"):
-            what = (
-                f"{kind!r}: transformers chooses frequencies by the length of the whole input and leaves cached keys as they were, others "
-            )
-            what += "have one table for all lengths" + ", and llama.cpp drops the scaling" * (kind == "dynamic")
+            what = f"{kind!r}: transformers chooses frequencies by the length of the whole input and leaves cached keys as they were, "
+            what += "others have one table for all lengths" + ", and llama.cpp drops the scaling" * (kind == "dynamic")
             advice = "`hf-posenc export M --to ENGINE --freeze_at LENGTH` writes those of one length, which all read alike"
             yield Finding("by-length", WARNING, f"rope_type, {group}" if group else "rope_type", what, advice)
 

@@ -15,6 +15,8 @@ from .finding import ERROR, REMOVED, WARNING, Finding, Place
 NATIVE = "original_max_position_embeddings"
 LENGTH = "max_position_embeddings"
 THETA = "rope_theta"
+PLAIN_THETA = 10_000.0
+"""What is taken where none is written."""
 AT_TOP = (THETA, "partial_rotary_factor", NATIVE)
 """Parameters that transformers reads beside the others too."""
 FIELDS = {*RopeParameters.__annotations__, "truncate", "mscale", "mscale_all_dim"} - set(AT_TOP)
@@ -50,7 +52,7 @@ def theta(case: Case) -> Iterator[Finding]:
     if case.nested:
         return
     places = [(THETA,), *((name, THETA) for name in said_in(case.entries))]
-    said = {place: value for place in places if (value := look_up(case.entries, place)) is not None}
+    said = {place: value for place in places if number(value := look_up(case.entries, place)) is not None}
     values = set(said.values())
     taken = {geometry.theta for geometry in case.geometries.values()} if case.built else set()
     where = ", ".join(map(dotted, said))
@@ -137,16 +139,18 @@ def native_length(case: Case) -> Iterator[Finding]:
     """Schemes that go by the native length, without it, or with one that is no other than the stretched."""
     length, top = case.entries.get(LENGTH), case.entries.get(NATIVE)
     for place, parameters in parts(case.entries):
-        kind, factor, native = kind_of(parameters), number(parameters.get("factor")), parameters.get(NATIVE) or top
+        kind, factor, native = kind_of(parameters), number(parameters.get("factor")) or 1.0, parameters.get(NATIVE) or top
         if kind in ASSUMED and native is None:
-            what = f"{kind!r} without it: transformers, vLLM and SGLang take {LENGTH} ({length}), which may be the stretched length, and "
-            what += f"MLX {ASSUMED[kind]}"
+            what = f"{kind!r} without it: transformers, vLLM and SGLang take {LENGTH} ({length}), which may be the stretched length, "
+            what += f"and MLX {ASSUMED[kind]}"
             yield Finding("native-length", WARNING, dotted((*place, NATIVE)), what, "write the context that the model was trained for")
-        elif kind in ("yarn", "longrope") and factor and factor > 1 and native and native == length:
+        if not isinstance(length, int) or not isinstance(native, int) or factor <= 1:
+            continue
+        if kind in ("yarn", "longrope") and native == length:
             what = f"it is the native length, {length}: the scaling is for {round(native * factor)}, and engines serve {length} unless told"
             advice = f"write {round(native * factor)}, or tell the engine (--max-model-len, --context-length, -c)"
             yield Finding("context", WARNING, LENGTH, what, advice)
-        elif kind == "linear" and factor and factor > 1 and native and length and length >= native * factor:
+        if kind == "linear" and length >= native * factor:
             what = f"it is the stretched length ({native} x {factor:g}), and vLLM and SGLang multiply it again: {round(length * factor)}"
             advice = f"tell them the native one: `hf-posenc export M --to vllm` writes {LENGTH} {native} and --max-model-len {length}"
             yield Finding("double-scaling", ERROR, LENGTH, what, advice)
@@ -173,6 +177,7 @@ def numbers(values: Iterable[float]) -> str:
 
 
 def number(value: Any) -> float | None:
+    """A value that is a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
