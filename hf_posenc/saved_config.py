@@ -22,6 +22,17 @@ def check_format(found: Any) -> None:
         raise ValueError(f"this was written by a newer hf_posenc (format {found!r}; this one reads {FORMAT}): pip install -U hf_posenc")
 
 
+def _auto_classes(base_class: type[PretrainedConfig], architectures: list[str] | None) -> list[str] | None:
+    """The Auto class, by name, in the place of a model class that must not load the checkpoint: some tools load by what is said there."""
+    from transformers.models.auto import modeling_auto
+
+    for name, auto in reversed(list(vars(modeling_auto).items())):
+        found = getattr(auto, "_model_mapping", {}).get(base_class, ()) if name.startswith("AutoModel") else ()
+        if {each.__name__ for each in (found if isinstance(found, tuple) else (found,))} & set(architectures or ()):
+            return [name]
+    return architectures
+
+
 class PosencConfig(PretrainedConfig):
     """Configuration of a checkpoint that transformers alone must not load.
 
@@ -53,7 +64,8 @@ class PosencConfig(PretrainedConfig):
             base_class = CONFIG_MAPPING[config_dict["base_model_type"]]
             base, unused = base_class.from_dict(dict(config_dict["base_config"]), return_unused_kwargs=True, **kwargs)
             entries = {k: v for k, v in base.to_dict().items() if k != "model_type"}
-            config_dict, kwargs = config_dict | {"base_config": entries}, own | unused
+            loaded_by = _auto_classes(base_class, config_dict.get("architectures"))
+            config_dict, kwargs = config_dict | {"base_config": entries, "architectures": loaded_by}, own | unused
         return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:

@@ -43,7 +43,7 @@ class SavePretrained:
 def saved_config(patch: Patch, model: PreTrainedModel) -> PosencConfig:
     """The configuration that a patched model, or the backbone in it, is saved with."""
     base = copy.copy(with_part(model.config, patch.backbone.config, patch.native_config()))
-    base.architectures = [type(model).__name__]
+    base.architectures = [type(model).__name__.removeprefix("FSDP")]
     entries = base.to_dict()
     kind = entries.pop("model_type")
     # In full: up to transformers 5.3 what is a default is not saved.

@@ -182,15 +182,15 @@ def test_dpo_against_a_stock_reference(name, patched, folder):
     assert all(torch.equal(value, before[key]) for key, value in trainer.ref_model.state_dict().items())
 
 
-def test_without_a_reference_trl_takes_the_checkpoint_of_the_student(patched, folder, tmp_path):
-    """A stock one for a student that was patched in memory; TRL does not load one of ours, and says so."""
+@pytest.mark.parametrize("kind", ["stock", "patched"])
+def test_dpo_loads_a_reference_of_what_the_checkpoint_of_the_student_says(kind, patched, folder, tmp_path):
     student = patched("alibi")
+    if kind == "patched":
+        student.save_pretrained(tmp_path)
+        student = AutoModelForCausalLM.from_pretrained(tmp_path)
     given = {"train_dataset": preferences(), "processing_class": AutoTokenizer.from_pretrained(folder)}
-    arguments = DPOConfig(output_dir=tmp_path / "out", **SETTINGS)
-    assert hf_posenc.inspect(DPOTrainer(student, args=arguments, **given).ref_model).encodings == ()
-    student.save_pretrained(tmp_path)
-    with pytest.raises(Exception, match="import hf_posenc"):
-        DPOTrainer(AutoModelForCausalLM.from_pretrained(tmp_path), args=arguments, **given)
+    reference = DPOTrainer(student, args=DPOConfig(output_dir=tmp_path / "out", **SETTINGS), **given).ref_model
+    assert [found.name for found in hf_posenc.inspect(reference).encodings] == (["alibi"] if kind == "patched" else [])
 
 
 @some
