@@ -9,7 +9,10 @@ from transformers import AutoTokenizer
 
 from hf_posenc.evaluation.retrieval import Prompts
 from hf_posenc.evaluation.tasks import TASKS, create, names_of, scores
-from hf_posenc.evaluation.tasks.words import NOISE
+from hf_posenc.evaluation.tasks.babilong import PLACES, THINGS
+from hf_posenc.evaluation.tasks.mrcr import MARK
+from hf_posenc.evaluation.tasks.nolima import PAIRS
+from hf_posenc.evaluation.tasks.words import NOISE, sentences
 
 pytest.importorskip("wonderwords")
 BUDGETS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50}  # scripts/data/synthetic/constants.py of NVIDIA/RULER
@@ -36,7 +39,7 @@ def test_ruler_has_its_eleven_generated_tasks():
         names_of(["niah_single"])
 
 
-@pytest.mark.parametrize("length", [4096, 16384, pytest.param(131072, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [4096, *(pytest.param(length, marks=pytest.mark.slow) for length in (16384, 131072))])
 @pytest.mark.parametrize("name", TASKS)
 def test_prompt_and_budget_have_exactly_as_many_tokens_as_asked_for(by_byte, name, length):
     prompts = Prompts(create(name), by_byte)
@@ -82,7 +85,8 @@ def test_the_controls_are_short_and_have_the_answer_or_not(by_byte, name):
     head = [by_byte.decode(each.input_ids[: each.start]) for each in (own, other)]
     if not name.startswith("babilong"):
         in_context = [text.removesuffix(prompts.task.question(0, None, 0).prefix).replace(own.question, "") for text in head]
-        assert all(key in in_context[0] for key in own.keys) and not all(key in in_context[1] for key in own.keys)
+        keys = [key[MARK:] if name == "mrcr" else key for key in own.keys]
+        assert all(key in in_context[0] for key in keys) and not all(key in in_context[1] for key in keys)
 
 
 def test_ruler_templates_are_the_authors(by_byte):
@@ -209,3 +213,111 @@ def test_references_found_is_rulers_score():
     ]
     for said, references, score in cases:
         assert round(100 * scores.references_found(said, references), 2) == score
+
+
+def test_a_value_is_found_as_helmet_finds_it():
+    """Numbers of substring_exact_match in json_kv's post_process (princeton-nlp/HELMET, 4526dfbd), run on the same outputs."""
+    key = "4e476018-d5be-4d70-9410-32b14fed7bfb"
+    right = [key, f" {key}\nKey: x", f"Corresponding value: {key.upper()}\n", f"the value is The {key}.", key.replace("-", "")]
+    assert [scores.value_found(said, [key], "corresponding value:") for said in right] == [1.0] * 5
+    wrong = ["4e476018 d5be 4d70", key[:-1], ""]
+    assert [scores.value_found(said, [key], "corresponding value:") for said in wrong] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("target", "said", "question", "score"),
+    [
+        ("kitchen", " The most recent location of Mary is kitchen.", "Where is Mary?", 1.0),
+        ("kitchen", "Kitchen. Or the garden", "Where is Mary?", 1.0),
+        ("kitchen", "kitchen or garden", "Where is Mary?", 0.0),
+        ("bathroom", "Before the kitchen the apple was in the bathroom.", "Where was the apple before the kitchen?", 1.0),
+        ("bathroom", "the kitchen", "Where was the apple before the kitchen?", 0.0),
+        ("office", "garden.office", "Where is John?", 0.0),
+        ("office", "It is the OFFICE <example> garden", "Where is John?", 1.0),
+        ("office", "The office\nQuestion: where is Mary? garden", "Where is John?", 0.0),
+    ],
+)
+def test_the_only_label_counts_as_in_babilong(target, said, question, score):
+    """Numbers of compare_answers (booydar/babilong, 7a6efee2), run on the same outputs."""
+    assert scores.only_label(said, target, question, PLACES) == score
+
+
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        ("aYooSG8CQgA poem of tapirs", 1.0),
+        ("aYooSG8CQgA poem about tapirs in rain", 0.6976744186046512),
+        ("A poem of tapirs", 0.0),
+        ("aYooSG8CQg", 0.0),
+    ],
+)
+def test_what_follows_the_random_string_is_compared_as_in_mrcr(said, score):
+    """Numbers of `grade` (dataset card of openai/mrcr), run on the same outputs."""
+    assert scores.similar_after(said, "aYooSG8CQgA poem of tapirs", "aYooSG8CQg") == score
+
+
+def test_a_json_object_has_the_key_once_and_two_examples(by_byte):
+    prompt, text = asked(by_byte, "json_kv", depth=0.25)
+    context, shown = text.split("\n\nExtract the value corresponding to the specified key in the JSON object below.\n\n")
+    (key,) = re.findall(r"Key: (\S+)\nCorresponding value: ?$", shown)
+    pairs = dict(re.findall(r'"([\w-]{36})": "([\w-]{36})"', context))
+    assert pairs[key] == prompt.keys[0] and [*pairs].index(key) / len(pairs) == pytest.approx(0.25, abs=0.02) and len(pairs) > 80
+    examples = re.findall(r"Key: (\S+)\nCorresponding value: (\S+)\n\n", shown)
+    assert len(examples) == 2 and all(pairs[known] == value and known != key for known, value in examples)
+    assert context.startswith('{"') and ",\n " in context and context.endswith("}")
+
+
+FACT = re.compile(
+    r"(Mary|John|Daniel|Sandra) (?:(?:went to|moved to|journeyed to|travelled to|went back to) the (?P<place>\w+)"
+    r"|(?:got|took|grabbed|picked up) the (?P<taken>\w+) there|(?:dropped|left|discarded|put down) the (?P<left>\w+))\."
+)
+
+
+@pytest.mark.parametrize("trial", range(6))
+@pytest.mark.parametrize("facts", [1, 2, 3])
+def test_facts_in_a_text_answer_the_question(by_byte, facts, trial):
+    """The facts read back from the prompt, by a narrator of its own: who is where, who holds what, where each thing has been."""
+    prompt, text = asked(by_byte, f"babilong_qa{facts}", trial=trial)
+    context, question = text.split("<context>\n")[1].split("\n</context>\n\nQuestion: ")
+    here, hands, trace = {}, {name: set() for name in ("Mary", "John", "Daniel", "Sandra")}, {thing: [] for thing in THINGS}
+    for fact in FACT.finditer(context):
+        who = fact[1]
+        if fact["place"]:
+            here[who] = fact["place"]
+            for thing in hands[who]:
+                trace[thing].append(here[who])
+        elif fact["taken"]:
+            assert not any(fact["taken"] in held for held in hands.values()), "nobody else has it"
+            assert not trace[fact["taken"]] or trace[fact["taken"]][-1] == here[who], "it is where it was left"
+            hands[who].add(fact["taken"])
+            trace[fact["taken"]] = trace[fact["taken"]] or [here[who]]
+        else:
+            hands[who].remove(fact["left"])
+    words = re.findall(r"\w+", question)
+    answer = here[words[2]] if facts == 1 else trace[words[3]][-1] if facts == 2 else trace[words[3]][-2]
+    assert prompt.keys == (answer,) and (facts < 3 or words[6] == trace[words[3]][-1])
+
+
+def test_the_nth_of_equal_requests_is_asked_for(by_byte):
+    for trial in range(4):
+        prompt, text = asked(by_byte, "mrcr", trial=trial, needles=3)
+        mark, nth, form = re.search(r"\nUser: Prepend (\w{10}) to the (\d)\w\w \(1 indexed\) (.+)\. Do not", text).groups()
+        told = re.findall(rf"User: Write a {form}\nAssistant: (.+)\n", text)
+        assert len(set(told)) == 3 and prompt.keys == (mark + told[int(nth) - 1],)
+        assert text.count("User: Write a ") > 15
+
+
+def test_needles_share_no_word_with_their_question(by_byte):
+    common = {"a", "the", "of", "to", "for", "has", "is", "this", "in", "on", "from", "and"}
+    for pair in PAIRS:
+        needle, question = (set(re.findall(r"\w+", text.lower())) - common for text in pair)
+        assert not needle & question, pair
+    prompt, text = asked(by_byte, "nolima", depth=0.5)
+    (pair,) = [pair for pair in PAIRS if pair.question in text]
+    assert pair.needle.format(prompt.keys[0]) in text and sum(pair.needle.split("{}")[1] in text for pair in PAIRS) == 4
+    assert scores.contains(f" {prompt.keys[0]}, I think", prompt.keys) == 1.0 and scores.contains(" nobody", prompt.keys) == 0.0
+
+
+def test_sentences_are_those_of_the_text():
+    found = sentences("essay")
+    assert len(found) > 1000 and not any("\n" in each or "  " in each for each in found)

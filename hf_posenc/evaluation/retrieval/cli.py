@@ -29,7 +29,7 @@ class RetrievalArguments(EncodingArguments, ModelArguments):
     """Whether a model uses its context: RULER and other tasks by length, for several positional encodings of one model."""
 
     tasks: list[str] = field(
-        default_factory=lambda: ["niah_single_1", "niah_multikey_1", "vt"],
+        default_factory=lambda: ["niah_single_1", "niah_multikey_1", "vt", "json_kv"],
         metadata={"help": "their names, or benchmarks (ruler, babilong, ...); `--tasks list` prints them"},
     )
     lengths: Annotated[list[int], at_least(1)] = field(

@@ -6,11 +6,10 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
-from uuid import UUID
 
 from .base import Answer, Question, Task, register
 from .haystack import Haystack, Unit, with_first_at
-from .words import ESSAY, NOISE, sentences, word_list
+from .words import ESSAY, NOISE, sentences, uuid, word_list
 
 Kind = Literal["numbers", "words", "uuids"]
 DEPTHS = [round(100 * step / 39) / 100 for step in range(40)]
@@ -133,7 +132,7 @@ def drawn(chance: random.Random, kind: Kind) -> str:
         return str(chance.randint(10**6, 10**7 - 1))
     if kind == "words":
         return f"{chance.choice(word_list('adjective'))}-{chance.choice(word_list('noun'))}"
-    return str(UUID(int=chance.getrandbits(128), version=4))
+    return uuid(chance)
 
 
 def listed(words: list[str]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
 from functools import lru_cache
 from importlib.resources import files
+from uuid import UUID
 
 from ...extras import extra
 from ..corpus import embedded_corpus, read_texts
@@ -41,3 +43,8 @@ def word_list(kind: str) -> tuple[str, ...]:
         import wonderwords
     text = files(wonderwords).joinpath("assets", f"{kind}list.txt").read_text(encoding="utf-8")
     return tuple(text.split())
+
+
+def uuid(chance: random.Random) -> str:
+    """A random UUID."""
+    return str(UUID(int=chance.getrandbits(128), version=4))
