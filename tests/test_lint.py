@@ -293,6 +293,19 @@ def test_what_transformers_refuses_is_left_out_by_the_converter_without_a_word()
     assert [name for name, refusal in served.items() if not refusal] == ["llama.cpp"]
 
 
+def test_what_an_engine_refuses():
+    """vLLM: two schemes under two names, unless one is what the other was called. All: one that lacks its factor."""
+
+    def refusals(scaling):
+        return {each.engine: each.refusal for each in hf_posenc.lint(OLD | {"rope_scaling": scaling}).served}
+
+    told = refusals({"type": "linear", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024})
+    assert told["vllm"] == "it refuses a `type` of 'linear' beside a `rope_type` of 'yarn'" and not told["sglang"]
+    assert not refusals({"type": "mrope", "rope_type": "default"})["vllm"]
+    lacking = refusals({"rope_type": "linear"})
+    assert all("linear' has no factor" in lacking[engine] for engine in ("vllm", "sglang", "mlx"))
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_context_that_is_multiplied(engine):
     found = finding(OLD | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "other-context", [engine])
