@@ -132,19 +132,35 @@ def test_drafts(family, name, prompt):
     assert torch.equal(looked_up[:, : expected.shape[1]], expected)
 
 
+def goes_on(model, prompt):
+    """The text after `prompt`, from a cache that had three tokens more."""
+    ids, cache = prompt["input_ids"], DynamicCache(config=model.config)
+    if hasattr(cache, "activate_past_recording"):
+        cache.activate_past_recording()
+    model(torch.cat((ids, ids[:, :3]), 1), past_key_values=cache)
+    cache.crop(-4)
+    return generated(model, prompt, past_key_values=cache)
+
+
+@functools.cache
+def windows_go_back():
+    """Whether a stock model with windows goes on from a cropped cache: not up to 5.17."""
+    with torch.no_grad():
+        pass
+    try:
+        goes_on(tiny_model("mistral"), {name: column[1:] for name, column in made_prompts().items()})
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
 @every_kind
 @torch.no_grad()
 def test_crop_and_go_on(family, name, prompt):
-    model, ids = patched_model(family, name), prompt["input_ids"]
-    expected = plain(model, **prompt)
-    cache = DynamicCache(config=model.config)
-    if hasattr(cache, "activate_past_recording"):
-        cache.activate_past_recording()
-    elif any(cache.is_sliding):
+    model = patched_model(family, name)
+    if FAMILIES[family] and not windows_go_back():
         pytest.skip("in this transformers what has left a window is gone")
-    model(torch.cat((ids, ids[:, :3]), 1), past_key_values=cache)
-    cache.crop(-4)
-    assert torch.equal(generated(model, prompt, past_key_values=cache), expected)
+    assert torch.equal(goes_on(model, prompt), plain(model, **prompt))
 
 
 @every_kind
@@ -215,6 +231,13 @@ def batched(model, prompts):
     return torch.tensor([answer.generated_tokens for answer in answers.values()])
 
 
+@functools.cache
+def batches_what_it_should():
+    """Whether continuous batching is right for a stock Llama, on a CPU: not up to 5.8."""
+    prompts = made_prompts()
+    return torch.equal(batched(stock := tiny_model("llama"), prompts), plain(stock, **prompts)[:, -NEW:])
+
+
 @pytest.mark.cover("encoding_stages", "family", family=["gpt2", "llama"])
 def test_continuous_batching_works_or_is_refused(family, name, prompts):
     model = patched_model(family, name)
@@ -226,6 +249,8 @@ def test_continuous_batching_works_or_is_refused(family, name, prompts):
                 batched(model, prompts)
         hf_posenc.unpatch(model)
         assert "init_continuous_batching" not in model.__dict__
+    elif not batches_what_it_should():
+        pytest.skip("in this transformers a stock model gives other texts too")
     else:
         assert torch.equal(batched(model, prompts), plain(model, **prompts)[:, -NEW:])
 
