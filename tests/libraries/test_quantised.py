@@ -29,6 +29,7 @@ def logits(model):
     return model(IDS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["patched after", "patched before"])
 def test_torchao_int8(order, folder, tmp_path):
     """As a model with the weights that are left of the quantisation."""
@@ -54,6 +55,7 @@ def test_torchao_int8(order, folder, tmp_path):
             assert type(again.model.layers[0].self_attn.q_proj.weight) is type(model.model.layers[0].self_attn.q_proj.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bitsandbytes(bits, tmp_path):
     """ReRoPE within its window has the numbers of the quantised model itself; all load again as they were saved."""

@@ -44,8 +44,9 @@ def test_what_loads_by_the_name_of_a_class_finds_the_auto_class(family, auto, tm
 @pytest.mark.slow
 def test_the_server(folder):
     """It answers as `generate` does."""
-    for module in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(module)
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("openai")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
