@@ -52,6 +52,7 @@ def test_a_task_whose_words_are_missing_is_refused_before_anything_is_done(witho
     without("wonderwords")
     model = save_tiny(tmp_path / "model")
     words = ["retrieval", "--model", str(model), "--tasks", "niah_single_1", "--output_dir", str(tmp_path / "out")]
+    capsys.readouterr()
     assert cli.main(words) == 1
     assert capsys.readouterr().err == "error: wonderwords is not installed: pip install 'hf_posenc[tasks]'\n"
     assert not (tmp_path / "out").exists()

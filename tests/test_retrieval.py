@@ -179,8 +179,8 @@ def test_the_recipe_compares_encodings_and_tasks(folder, tmp_path, capsys):
     summary = json.loads((tmp_path / "retrieval.json").read_text())
     assert summary["encodings"]["nope"]["niah_multikey_2"]["scores"].keys() == {"800", "900"} and summary["threshold"]["share"] == 0.85
     with open(tmp_path / "retrieval.csv") as file:
-        rows = [(row["encoding"], row["context"], row["length"]) for row in csv.DictReader(file)]
-    assert len(rows) == 4 * 4 and {row[0] for row in rows} == {f"{name} {task}" for name, task in found}
+        rows = [(row["encoding"], row["task"], row["context"], row["length"]) for row in csv.DictReader(file)]
+    assert len(rows) == 4 * 4 and len({*rows}) == 16 and {row[:2] for row in rows} == {*found}
     assert all((tmp_path / f"retrieval-{name}.png").stat().st_size > 1000 for name in ("stock", "nope"))
     assert not (tmp_path / "unfinished").exists()
     assert main([*arguments, "--threshold", "0.856", "--absolute", "--tasks", "niah_multikey_2"]) == 0

@@ -9,7 +9,8 @@ from typing import Any
 from ...files import write_atomically
 from ...tables import print_numbers
 from ...variants import file_name
-from ..report import csv_text, optional, pictures
+from ..report import optional, pictures
+from .report import label, to_csv
 from .result import RetrievalResult
 
 Results = Mapping[str, RetrievalResult]
@@ -20,7 +21,7 @@ def report(results: Results, output: Path, model: Any) -> None:
     from hf_posenc.plotting import plot_retrieval
 
     print_table(results)
-    write_atomically(output / "passkey.csv", to_csv(results))
+    write_atomically(output / "passkey.csv", to_csv(results.items()))
     native = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     print(f"written to {output}: one JSON per encoding, passkey.csv")
     with pictures():
@@ -51,12 +52,6 @@ def heading(result: RetrievalResult) -> str:
     return f"{Path(result.model).name}: passkey of {task['digits']} digits{needles}{distractors}"
 
 
-def label(result: RetrievalResult) -> str:
-    """The encoding with its options."""
-    options = "".join(f" {name}={value}" for name, value in result.options.items())
-    return f"{result.encoding}{options}{'' if result.complete else ' (unfinished)'}"
-
-
 def footnotes(result: RetrievalResult, length: int) -> list[str]:
     """The other columns of one row, over the depths at the longest length."""
     return [
@@ -66,19 +61,3 @@ def footnotes(result: RetrievalResult, length: int) -> list[str]:
         f"{result.tokens_per_second:,.0f}",
         optional(None if result.peak_memory is None else result.peak_memory / 1e9, ".2f"),
     ]
-
-
-def to_csv(results: Results) -> str:
-    """One line for each encoding, length and depth."""
-    rows = [
-        {
-            "encoding": name,
-            "options": " ".join(f"{key}={value}" for key, value in result.options.items()),
-            "complete": result.complete,
-            **vars(cell),
-            "fingerprint": result.fingerprint,
-        }
-        for name, result in results.items()
-        for cell in result.cells
-    ]
-    return csv_text(rows)

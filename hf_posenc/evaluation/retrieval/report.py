@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...files import write_atomically
 from ...tables import print_numbers
 from ...variants import file_name
-from ..report import optional, pictures
+from ..report import csv_text, optional, pictures
 from .effective import Threshold, interval, mean, means
-from .passkey_report import label, to_csv
 from .result import RetrievalResult
 
 Results = Mapping[str, Mapping[str, RetrievalResult]]
@@ -22,8 +21,7 @@ Results = Mapping[str, Mapping[str, RetrievalResult]]
 def report(results: Results, threshold: Threshold, output: Path, model: Any) -> None:
     """Print the comparison; write it as retrieval.csv, retrieval.json and heat maps."""
     print_table(results, threshold)
-    cells = {f"{name} {task}": found for name, tasks in results.items() for task, found in tasks.items()}
-    write_atomically(output / "retrieval.csv", to_csv(cells))
+    write_atomically(output / "retrieval.csv", to_csv((name, result) for name, tasks in results.items() for result in tasks.values()))
     write_atomically(output / "retrieval.json", json.dumps(summary(results, threshold), indent=2) + "\n")
     print(f"written to {output}: one JSON per encoding and task, retrieval.csv, retrieval.json")
     with pictures():
@@ -61,6 +59,12 @@ def print_table(results: Results, threshold: Threshold) -> None:
         print("data that are not the authors':", ", ".join(f"{task} ({source})" for task, source in sources.items()))
 
 
+def label(result: RetrievalResult) -> str:
+    """The encoding with its options."""
+    options = "".join(f" {name}={value}" for name, value in result.options.items())
+    return f"{result.encoding}{options}{'' if result.complete else ' (unfinished)'}"
+
+
 def first_of(tasks: Mapping[str, RetrievalResult]) -> RetrievalResult:
     """One of the results of an encoding."""
     return next(iter(tasks.values()))
@@ -78,6 +82,23 @@ def effective(tasks: Sequence[Mapping[int, Sequence[float]]], threshold: Thresho
         return "-"
     low, high = interval(tasks, threshold.length)
     return f"{threshold.length(means(tasks)):,} ({low:,}-{high:,})"
+
+
+def to_csv(results: Iterable[tuple[str, RetrievalResult]]) -> str:
+    """One line for each cell of results that have names."""
+    rows = [
+        {
+            "encoding": name,
+            "options": " ".join(f"{key}={value}" for key, value in result.options.items()),
+            "task": result.protocol,
+            "complete": result.complete,
+            **vars(cell),
+            "fingerprint": result.fingerprint,
+        }
+        for name, result in results
+        for cell in result.cells
+    ]
+    return csv_text(rows)
 
 
 def summary(results: Results, threshold: Threshold) -> dict[str, Any]:
