@@ -36,6 +36,14 @@ def tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The path of a short text."""
+    file = tmp_path_factory.mktemp("text") / "book.txt"
+    file.write_text(" ".join(f"Sentence {number} tells nothing." for number in range(200)))
+    return str(file)
+
+
 @pytest.mark.parametrize(
     ("scores", "threshold", "length"),
     [
@@ -65,13 +73,13 @@ def test_the_interval_is_that_of_the_binomial():
     assert interval([{1: [1.0] * 4, 2: [1.0, 1.0, 1.0, 0.0]}], Threshold().length) == (1, 2)
 
 
-def test_controls_are_measured_beside_the_grid(model, tokenizer, tmp_path):
+def test_controls_are_measured_beside_the_grid(model, tokenizer, book, tmp_path):
     """The oracle is the question at the shortest length, chance has the context of another one; both by the pass that scores the rest."""
-    result = retrieval(model, tokenizer, "niah_multivalue", [1500, 1600], trials=2)
+    result = retrieval(model, tokenizer, "niah_multivalue", [1500, 1600], trials=2, text=book)
     assert [(cell.context, cell.depth) for cell in result.cells] == [(each, None) for each in ("short", "other", "whole", "whole")]
     short, other, *whole = result.cells
     assert short.length == other.length < 1500 and [cell.length for cell in whole] == result.lengths == [1500, 1600]
-    prompts, nats = Prompts(create("niah_multivalue"), tokenizer), 0.0
+    prompts, nats = Prompts(create("niah_multivalue", text=book), tokenizer), 0.0
     for trial in range(2):
         prompt = prompts.prompt(other.length, None, trial, other=True)
         with torch.no_grad():
@@ -79,7 +87,7 @@ def test_controls_are_measured_beside_the_grid(model, tokenizer, tmp_path):
         nats -= logits[prompt.scored - 1, prompt.input_ids[prompt.scored]].sum().item()
     assert other.nats == pytest.approx(nats / 2, rel=1e-4) and other.nats != short.nats
     assert RetrievalResult.load(result.save(tmp_path / "r.json")) == result
-    bare = retrieval(model, tokenizer, "niah_multivalue", [1500, 1600], trials=2, controls=False)
+    bare = retrieval(model, tokenizer, "niah_multivalue", [1500, 1600], trials=2, controls=False, text=book)
     assert [(cell.context, cell.nats) for cell in bare.cells] == [("whole", cell.nats) for cell in whole]
 
 
@@ -96,21 +104,21 @@ def scripted(script):
 
 
 @pytest.mark.parametrize(("share", "score"), [(4, 1.0), (3, 0.75), (1, 0.25), (0, 0.0)])
-def test_what_is_generated_is_scored_as_the_authors_do(model, tokenizer, share, score):
+def test_what_is_generated_is_scored_as_the_authors_do(model, tokenizer, book, share, score):
     """A real run of `generate` on a model whose output layer is a script, which knows some of the four values, in another order."""
-    prompt = Prompts(create("niah_multivalue"), tokenizer).prompt(1200, None, 0)
+    prompt = Prompts(create("niah_multivalue", text=book), tokenizer).prompt(1200, None, 0)
     said = "well: " + "; ".join([*prompt.keys[:share], *["none"] * (4 - share)][::-1])
     hook = model.get_output_embeddings().register_forward_hook(scripted(tokenizer.encode(said, add_special_tokens=False)))
     try:
-        (cell,) = retrieval(model, tokenizer, "niah_multivalue", [1200], trials=1, generate=True, controls=False).cells
+        (cell,) = retrieval(model, tokenizer, "niah_multivalue", [1200], trials=1, generate=True, controls=False, text=book).cells
     finally:
         hook.remove()
     assert (cell.generated, cell.scores) == (score, [score])
 
 
-def test_teacher_forced_the_share_of_the_answers_counts(model, tokenizer):
+def test_teacher_forced_the_share_of_the_answers_counts(model, tokenizer, book):
     """Where the output layer always says what comes next but for the digit 0, those answers are exact that have none."""
-    prompts = Prompts(create("niah_multiquery", seed=4), tokenizer)
+    prompts = Prompts(create("niah_multiquery", seed=4, text=book), tokenizer)
     prompt, (nought,) = prompts.prompt(1200, None, 0), tokenizer.encode("0", add_special_tokens=False)
 
     def oracle(layer, args, logits):
@@ -121,7 +129,7 @@ def test_teacher_forced_the_share_of_the_answers_counts(model, tokenizer):
 
     hook = model.get_output_embeddings().register_forward_hook(oracle)
     try:
-        (cell,) = retrieval(model, tokenizer, "niah_multiquery", [1200], trials=1, controls=False, seed=4).cells
+        (cell,) = retrieval(model, tokenizer, "niah_multiquery", [1200], trials=1, controls=False, seed=4, text=book).cells
     finally:
         hook.remove()
     right = ["0" not in key for key in prompt.keys]
