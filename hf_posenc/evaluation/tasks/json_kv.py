@@ -19,7 +19,8 @@ SHOTS = 2
 class JsonKv(Task):
     """The value of a key among pairs of UUIDs, after two others as examples (arXiv 2410.02694; princeton-nlp/HELMET, `load_json_kv`).
 
-    Differs from HELMET: the pairs are drawn here; the last one is cut so that the tokens are exactly those asked for.
+    Differs from HELMET: the pairs are drawn here, and the context is the bare object, as Liu et al. write it, where HELMET takes its own
+    from files; the last pair is cut so that the tokens are exactly those asked for.
     """
 
     benchmark: ClassVar[str] = "HELMET"
