@@ -227,6 +227,13 @@ def _retrieval(argv: list[str]) -> int:
     return main(argv)
 
 
+def _eval(argv: list[str]) -> int:
+    """tasks of lm-eval, several encodings side by side"""
+    from .evaluation.harness.cli import main
+
+    return main(argv)
+
+
 def _finetune(argv: list[str]) -> int:
     """fine-tune a patched model with Trainer (recipes/finetune.py)"""
     from .finetuning import main
@@ -255,7 +262,7 @@ RECIPES: dict[str, Callable[[list[str]], int]] = {
     "retrieval": _retrieval,
     "finetune": _finetune,
 }
-COMMANDS = RECIPES | {"doctor": _doctor}
+COMMANDS = RECIPES | {"doctor": _doctor, "eval": _eval}
 """Those that read their own flags."""
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from hf_posenc import comparison, finetuning
 from hf_posenc.cli import COMMANDS, RECIPES
 from hf_posenc.cli import main as command
 from hf_posenc.doctor.cli import DoctorArguments
+from hf_posenc.evaluation.harness.cli import HarnessArguments
 from hf_posenc.evaluation.perplexity.cli import PerplexityArguments
 from hf_posenc.evaluation.retrieval.cli import RetrievalArguments
 from hf_posenc.evaluation.retrieval.passkey_cli import PasskeyArguments
@@ -42,6 +43,7 @@ PARSERS = {
     "compare": partial(parse, [comparison.CompareArguments], "hf-posenc compare"),
     "finetune": finetuning.parse,
     "doctor": partial(parse, [DoctorArguments], "hf-posenc doctor"),
+    "eval": partial(parse, [HarnessArguments], "hf-posenc eval"),
     "benchmark": lambda words: parse([recipe("benchmark").Arguments], "recipes/benchmark.py", words),
     "benchmark_perplexity": lambda words: parse([recipe("benchmark_perplexity").Arguments], "recipes/benchmark_perplexity.py", words),
 }
@@ -52,6 +54,7 @@ OWN = {
     "compare": [comparison.CompareArguments],
     "finetune": [tuning.ModelArguments, tuning.EncodingArguments, tuning.DataArguments, tuning.CourseArguments, tuning.EvaluationArguments],
     "doctor": [DoctorArguments],
+    "eval": [HarnessArguments],
     "benchmark": [recipe("benchmark").Arguments],
     "benchmark_perplexity": [recipe("benchmark_perplexity").Arguments],
 }
@@ -72,7 +75,7 @@ def refusal(name, words):
 
 def test_the_numbers_of_all_recipes_are_found():
     assert len(NUMBERS) > 50 and {name for name, _ in NUMBERS} == set(OWN)
-    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"} - {"doctor"}
+    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"} - {"doctor", "eval"}
 
 
 @pytest.mark.parametrize("value", ["-7", "nan", "inf", "1e400", "x", "", "1,2"])
