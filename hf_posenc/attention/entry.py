@@ -20,6 +20,7 @@ from .choice import BACKENDS, FLASH, choose
 from .kernels import in_rows
 from .layout import Layout
 from .masks import Mask, additive, only, visible
+from .parts import check_whole
 from .places import here, placed
 from .settled import Settled
 from .structured import mask_for_eager, mask_for_flex, mask_for_sdpa
@@ -104,6 +105,7 @@ def _call(backend: str, site: EncodingSite | None, module, query, key, value, ma
     if site is None:
         mask = _as_numbers(module, mask, query, key, added, kwargs.get("is_causal"))
         return Call(module, query, key, value, mask, None, None, scaling, kwargs)  # type: ignore[arg-type]
+    check_whole()
     kwargs["position_ids"] = pos = site.settled.of(kwargs)
     encoding = here(site.encoding, pos)
     # Under autocast the neutral rotation of the family has left bfloat16 numbers in float32.
