@@ -28,7 +28,7 @@ NEEDED = ("pytest>=8", "pytest-xdist", "hypothesis", "peft>=0.15")
 """What it is run with, beside the package."""
 COLUMNS = ("transformers", "torch", "Python", "passed", "skipped", "failed")
 TABLE = re.compile(r"(?<=<!-- versions -->\n).*?(?=\n<!-- /versions -->)", re.DOTALL)
-ASK = "import platform, torch, transformers; print(transformers.__version__, torch.__version__, platform.python_version())"
+ASK = "import platform, torch, transformers; print(transformers.__version__, torch.__version__.split('+')[0], platform.python_version())"
 
 
 def floor(package: str) -> str:
