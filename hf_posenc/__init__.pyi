@@ -6,6 +6,7 @@ from . import inspection as inspection
 from . import linting as linting
 from . import patching as patching
 from . import plotting as plotting
+from . import recommending as recommending
 from . import showing as showing
 from . import training as training
 from .adapter import learned_modules as learned_modules
@@ -27,6 +28,7 @@ from .metrics import metric_path as metric_path
 from .patching import patch as patch
 from .patching import patched as patched
 from .patching import unpatch as unpatch
+from .recommending import recommend as recommend
 from .showing import show as show
 
 __version__: str

@@ -234,6 +234,13 @@ def _eval(argv: list[str]) -> int:
     return main(argv)
 
 
+def _recommend(argv: list[str]) -> int:
+    """which encoding takes a model to a length without training, measured within a budget of time?"""
+    from .recommending.cli import main
+
+    return main(argv)
+
+
 def _finetune(argv: list[str]) -> int:
     """fine-tune a patched model with Trainer (recipes/finetune.py)"""
     from .finetuning import main
@@ -262,7 +269,7 @@ RECIPES: dict[str, Callable[[list[str]], int]] = {
     "retrieval": _retrieval,
     "finetune": _finetune,
 }
-COMMANDS = RECIPES | {"doctor": _doctor, "eval": _eval}
+COMMANDS = RECIPES | {"doctor": _doctor, "eval": _eval, "recommend": _recommend}
 """Those that read their own flags."""
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from hf_posenc.evaluation.retrieval.cli import RetrievalArguments
 from hf_posenc.evaluation.retrieval.passkey_cli import PasskeyArguments
 from hf_posenc.finetuning import arguments as tuning
 from hf_posenc.flags import parse
+from hf_posenc.recommending.cli import RecommendArguments
 
 RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
 
@@ -44,6 +45,7 @@ PARSERS = {
     "finetune": finetuning.parse,
     "doctor": partial(parse, [DoctorArguments], "hf-posenc doctor"),
     "eval": partial(parse, [HarnessArguments], "hf-posenc eval"),
+    "recommend": partial(parse, [RecommendArguments], "hf-posenc recommend"),
     "benchmark": lambda words: parse([recipe("benchmark").Arguments], "recipes/benchmark.py", words),
     "benchmark_perplexity": lambda words: parse([recipe("benchmark_perplexity").Arguments], "recipes/benchmark_perplexity.py", words),
 }
@@ -55,6 +57,7 @@ OWN = {
     "finetune": [tuning.ModelArguments, tuning.EncodingArguments, tuning.DataArguments, tuning.CourseArguments, tuning.EvaluationArguments],
     "doctor": [DoctorArguments],
     "eval": [HarnessArguments],
+    "recommend": [RecommendArguments],
     "benchmark": [recipe("benchmark").Arguments],
     "benchmark_perplexity": [recipe("benchmark_perplexity").Arguments],
 }
@@ -75,7 +78,7 @@ def refusal(name, words):
 
 def test_the_numbers_of_all_recipes_are_found():
     assert len(NUMBERS) > 50 and {name for name, _ in NUMBERS} == set(OWN)
-    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"} - {"doctor", "eval"}
+    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"} - {"doctor", "eval", "recommend"}
 
 
 @pytest.mark.parametrize("value", ["-7", "nan", "inf", "1e400", "x", "", "1,2"])

@@ -1,0 +1,46 @@
+"""What was measured lies on disk, so that the same question goes on after it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.measure import versions
+from ..evaluation.models import digest
+from ..files import write_atomically
+
+FOLDER = "measured"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Measurements of one model.
+
+    Args:
+        folder: where they lie; None keeps nothing.
+        model: identifies it, with its dtype and device.
+    """
+
+    folder: Path | None
+    model: dict[str, str]
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike | None, **model: str) -> Kept:
+        """In a folder of that folder."""
+        return cls(None if folder is None else Path(folder) / FOLDER, model)
+
+    def get(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was measured before, or `measure()`, which then is kept; another package, model or question is another file."""
+        if self.folder is None:
+            return measure()
+        file = self.folder / f"{digest({**asked, **self.model, 'versions': versions()})}.json"
+        try:
+            return json.loads(file.read_text())["found"]
+        except (OSError, ValueError, KeyError, TypeError):
+            found = measure()
+            write_atomically(file, json.dumps({"asked": asked, "found": found}, indent=1) + "\n")
+            return found

@@ -1,0 +1,264 @@
+"""`hf_posenc.recommend`."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..evaluation.corpus import Document, Text, adds_bos, cut, embedded_corpus, encode
+from ..evaluation.models import check_tokenizer, encoded, weights_digest
+from ..evaluation.perplexity import perplexity
+from ..evaluation.result import Interrupted
+from ..evaluation.retrieval import passkey
+from ..exporting import ENGINES, export
+from ..inspection import inspect
+from ..patching import patch_of
+from ..variants import STOCK
+from .candidates import candidates, variants
+from .kept import Kept
+from .recommendation import Recommendation, Row, best
+
+LAST = 256
+"""Tokens at the end of a text whose nats are looked at, or half of the native context if that is less."""
+SHORT = 512
+"""Tokens of a short text, or half of the native context if that is less."""
+SHORT_TEXTS = 8
+DEPTHS = (0.2, 0.5, 0.8)
+"""Where needles lie."""
+FIRST = 0.4
+"""Share of the time for the first round, which all take part in."""
+NEAREST = 1.25
+"""Times the native context: the first round is not nearer, as encodings hardly differ there."""
+FINALISTS = 4
+"""How many go on to the length that is asked for; half of them get variants, and half of all then are asked for needles."""
+SLOWER = 1.3
+"""How many times as long as the stock model an encoding is taken to need before it was measured."""
+Say = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def recommend(
+    model: Any,
+    tokenizer: Any,
+    length: int,
+    *,
+    budget: float = 20.0,
+    texts: Sequence[str] | None = None,
+    kept: str | os.PathLike | None = None,
+    say: Say = silent,
+) -> Recommendation:
+    """Which encoding takes a model to `length` tokens without training, measured on the model and on a text.
+
+        print(hf_posenc.recommend(model, tokenizer, 32768, budget=60))
+
+    By successive halving. All candidates read a text at the longest length for which there is time; the best go on to `length`, beside
+    the best with other options; the best of those read short texts and are asked for needles. What there is no time for is not begun, and
+    named. The model is left as it was.
+
+    Args:
+        model: a causal language model, unpatched.
+        tokenizer: the model's.
+        length: to reach, in tokens; beyond the native context.
+        budget: minutes.
+        texts: to read, those that have `length` tokens; default English that every Python has.
+        kept: folder that keeps what is measured, so that the same call goes on after it was stopped.
+        say: called with a line for each measurement.
+
+    Raises:
+        ValueError: a model that is patched, a length within its native context, no budget.
+        CorpusError: no text is long enough.
+        Interrupted: Ctrl-C; it carries what was found.
+    """
+    if patch_of(model).placements:
+        raise ValueError("the model is patched: hf_posenc.unpatch(model) first, as candidates take the place of its own encoding")
+    native = inspect(model).context_length
+    if native is None or length <= native:
+        raise ValueError(f"length is to be beyond the native context of the model, {native} tokens; got {length}")
+    if not budget > 0:
+        raise ValueError(f"budget is a number of minutes above 0, got {budget}")
+    check_tokenizer(tokenizer, model)
+    identity = {"weights": weights_digest(model), "dtype": str(model.dtype), "device": str(model.device)}
+    search = Search(model, tokenizer, length, native, documents_of(tokenizer, texts, length), budget, Kept.of(kept, **identity), say)
+    try:
+        search.run()
+    except KeyboardInterrupt:
+        raise Interrupted(search.result()) from None
+    return search.result()
+
+
+def documents_of(tokenizer: Any, texts: Sequence[str] | None, length: int) -> list[Document]:
+    """Of each text that has as many, the first `length` tokens."""
+    named = [Text(f"text {number}", text) for number, text in enumerate(texts)] if texts else [Text("pydoc_data.topics", embedded_corpus())]
+    whole = [encode(tokenizer, text, "auto") for text in named]
+    long = [document for document in whole if len(document) >= length] or whole[:1]
+    return [piece for document in long for piece in cut(document, length, 1, adds_bos(tokenizer, "auto"))]
+
+
+@dataclass
+class Search:
+    """One call of `recommend`."""
+
+    model: Any
+    tokenizer: Any
+    length: int
+    native: int
+    documents: list[Document]
+    budget: float
+    kept: Kept
+    say: Say
+    rows: dict[str, Row] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    paces: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """By encoding: tokens of the longest text that was read, and the seconds it took."""
+
+    @property
+    def short(self) -> int:
+        """Tokens of a short text."""
+        return min(SHORT, self.native // 2)
+
+    @property
+    def passed(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self.started
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget."""
+        return self.budget * 60 - self.passed
+
+    # -- the rounds -----------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All of them."""
+        found, self.refused = candidates(self.model, self.length)
+        self.rows = {STOCK: Row({})} | {label: Row(options) for label, options in found.items()}
+        self.read(STOCK, self.native)
+        self.read_short(STOCK)
+        first = self.longest(len(found))
+        for label in found:
+            self.read(label, first)
+        good = self.best(found, FINALISTS, first)
+        for label, options in variants({label: self.rows[label].options for label in good[: FINALISTS // 2]}, self.length, self.native):
+            self.rows[label] = Row(options)
+            good.append(label)
+        for label in good:
+            self.read(label, self.length)
+        for label in self.best(good, FINALISTS // 2, self.length):
+            self.read_short(label)
+            self.find(label)
+
+    def best(self, labels: Iterable[str], number: int, length: int) -> list[str]:
+        """The best of those that have read a text of that length."""
+        return best({label: self.rows[label] for label in labels if length in self.rows[label].nats}, number)
+
+    def longest(self, number: int) -> int:
+        """The longest text that so many can read in the first round."""
+        tokens, seconds = self.paces.get(STOCK, (self.native, 0.0))
+        each = FIRST * self.left / number / SLOWER
+        reached = self.length if not seconds else int(tokens * math.sqrt(max(0.0, each) / seconds))
+        return min(self.length, max(reached, round(NEAREST * self.native)))
+
+    def time_for(self, label: str, length: int, texts: int) -> bool:
+        """Whether the budget has the time: attention is quadratic, and what was not measured is slower than the stock model."""
+        tokens, seconds = self.paces.get(label) or self.paces.get(STOCK) or (length, 0.0)
+        return seconds * (1.0 if label in self.paces else SLOWER) * texts * max(length / tokens, (length / tokens) ** 2) <= self.left
+
+    # -- measurements ---------------------------------------------------------------------------------------------------------
+
+    def read(self, label: str, length: int) -> None:
+        """The texts, to `length` tokens."""
+        row, documents = self.rows[label], [document.head(length) for document in self.documents]
+        if length in row.nats or not self.time_for(label, length, len(documents)):
+            return
+
+        def measure() -> dict[str, Any]:
+            how: dict[str, Any] = {"lengths": [length], "last_k": min(LAST, self.native // 2)}
+            found = perplexity(self.model, self.tokenizer, documents, encodings={label: row.options}, **how)[label]
+            return {"nats": found.scores[0].last_nats, "seconds": found.seconds, "peak_memory": found.peak_memory}
+
+        told = self.kept.get(self.asked(label, "read", length, documents), measure)
+        row.nats[length], row.peak_memory = told["nats"], told["peak_memory"]
+        row.tokens_per_second = length * len(documents) / told["seconds"]
+        self.paces[label] = length, told["seconds"] / len(documents)
+        self.told(f"{label}: perplexity {math.exp(told['nats']):.2f} at the end of {length:,} tokens")
+
+    def read_short(self, label: str) -> None:
+        """Short texts."""
+        row, ids = self.rows[label], self.documents[0].input_ids[: self.short * SHORT_TEXTS]
+        documents = [Document(self.documents[0].name, part) for part in ids.split(self.short)]
+        if not self.time_for(label, self.short, len(documents)):
+            return
+
+        def measure() -> dict[str, Any]:
+            found = perplexity(self.model, self.tokenizer, documents, lengths=[self.short], encodings={label: row.options})[label]
+            return {"nats": found.scores[0].nats}
+
+        row.short = self.kept.get(self.asked(label, "read", self.short, documents), measure)["nats"]
+        self.told(f"{label}: perplexity {math.exp(row.short):.2f} on texts of {self.short} tokens")
+
+    def find(self, label: str) -> None:
+        """Needles, in texts of the length that is asked for."""
+        row = self.rows[label]
+        if not self.time_for(label, self.length, len(DEPTHS)):
+            return
+
+        def measure() -> dict[str, Any]:
+            cells = passkey(self.model, self.tokenizer, [self.length], DEPTHS, 1, encodings={label: row.options})[label].cells
+            return {"found": sum(cell.exact == 1 for cell in cells), "asked": len(cells)}
+
+        told = self.kept.get(self.asked(label, "find", self.length, []), measure)
+        row.found, row.asked = told["found"], told["asked"]
+        self.told(f"{label}: {row.found} of {row.asked} needles found in {self.length:,} tokens")
+
+    def asked(self, label: str, what: str, length: int, documents: list[Document]) -> dict[str, Any]:
+        """All that a measurement depends on, but for the model."""
+        return {
+            "encoding": label,
+            "options": self.rows[label].options,
+            "what": what,
+            "length": length,
+            "texts": [each.sha256 for each in documents],
+        }
+
+    def told(self, line: str) -> None:
+        """Say it, with the time."""
+        self.say(f"[{self.passed / 60:.1f} of {self.budget:g} min] {line}")
+
+    # -- what follows ---------------------------------------------------------------------------------------------------------
+
+    def result(self) -> Recommendation:
+        """What was found so far."""
+        reached = self.best(self.rows, 1, self.length)
+        chosen = reached[0] if reached else None
+        return Recommendation(
+            model=self.model.config.name_or_path or type(self.model).__name__,
+            native=self.native,
+            length=self.length,
+            budget=self.budget,
+            seconds=self.passed,
+            rows={label: row for label, row in self.rows.items() if row.nats},
+            chosen=chosen,
+            refused=self.refused,
+            not_tried=[label for label, row in self.rows.items() if not row.nats],
+            served={} if chosen is None else self.served(chosen),
+        )
+
+    def served(self, label: str) -> dict[str, str]:
+        """By engine, why it cannot compute this encoding; "" where it can."""
+        found = {}
+        with encoded(self.model, label, self.rows[label].options):
+            for engine in ENGINES:
+                try:
+                    export(self.model, engine)
+                    found[engine] = ""
+                except ValueError as error:
+                    found[engine] = str(error)
+        return found

@@ -1,0 +1,143 @@
+"""What `recommend` says follows from what can be measured in another way."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny import save_tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_posenc
+from hf_posenc.cli import main
+from hf_posenc.evaluation.corpus import embedded_corpus
+from hf_posenc.evaluation.result import Interrupted
+from hf_posenc.recommending.candidates import TRIED
+from hf_posenc.recommending.kept import Kept
+from hf_posenc.recommending.recommendation import Recommendation, Row, best
+from hf_posenc.recommending.verb import Search, silent
+
+LENGTH = 256
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with a model whose rotations matter, and its tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def loaded(small):
+    return AutoModelForCausalLM.from_pretrained(small).eval(), AutoTokenizer.from_pretrained(small)
+
+
+def nats_of(model, tokenizer, length, last):
+    """The mean nats of the last predictions of the first `length` tokens of the text."""
+    ids = tokenizer(embedded_corpus()[: 4 * LENGTH], return_tensors="pt").input_ids[:, :length]
+    logits = model(ids, use_cache=False).logits.log_softmax(-1)[0, :-1]
+    return -logits.gather(-1, ids[0, 1:, None])[-last:].mean().item()
+
+
+@torch.no_grad()
+def test_the_best_is_the_best(loaded, tmp_path):
+    model, tokenizer = loaded
+    native = hf_posenc.inspect(model).context_length
+    assert native < LENGTH
+    before = model(torch.arange(9)[None]).logits
+    found = hf_posenc.recommend(model, tokenizer, LENGTH, budget=5, kept=tmp_path)
+    assert torch.equal(model(torch.arange(9)[None]).logits, before)
+    assert found.reference == pytest.approx(nats_of(model, tokenizer, native, native // 2), rel=1e-4)
+    finalists = {label: row for label, row in found.rows.items() if LENGTH in row.nats}
+    assert not found.not_tried and {*TRIED, "stock"} <= {*found.rows, *found.refused} and len(finalists) >= 4
+    for label, row in finalists.items():
+        with hf_posenc.patched(model, label.partition(":")[0], **row.options) if label != "stock" else torch.no_grad():
+            assert row.nats[LENGTH] == pytest.approx(nats_of(model, tokenizer, LENGTH, native // 2), rel=1e-4)
+    asked = {label: row for label, row in finalists.items() if row.asked}
+    assert len(asked) == 2 and found.chosen in asked
+    beaten = [row.nats[LENGTH] for label, row in finalists.items() if label not in asked]
+    assert max(row.nats[LENGTH] for row in asked.values()) <= min(beaten)
+    exec(found.line, {"hf_posenc": hf_posenc, "model": model})
+    assert nats_of(model, tokenizer, LENGTH, native // 2) == pytest.approx(found.rows[found.chosen].nats[LENGTH], rel=1e-4)
+
+
+def test_what_was_measured_is_taken_and_ctrl_c_leaves_it(loaded, tmp_path):
+    said = []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path, say=say)
+    assert len(stopped.value.result.rows) == 2 and len([*tmp_path.rglob("*.json")]) == 4
+    first = hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    again = hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path)
+    assert again.rows == first.rows and {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == times
+    with torch.no_grad():
+        next(loaded[0].parameters()).add_(0.1)
+    hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path)
+    assert len([*tmp_path.rglob("*.json")]) > len(times), "another model is measured anew"
+
+
+def test_without_time_nothing_is_begun_and_all_is_named(loaded):
+    found = hf_posenc.recommend(*loaded, LENGTH, budget=1e-9, say=pytest.fail)
+    assert not found.rows and found.chosen is None and {"stock", "yarn", "rerope"} <= {*found.not_tried}
+    assert "give it more time" in str(found)
+
+
+def test_what_fits_into_the_time_that_is_left(loaded):
+    """Twice the tokens take four times as long; what was not measured is taken to be slower."""
+    search = Search(*loaded, 1024, 64, [], 1.0, Kept.of(None), silent)
+    search.paces = {"stock": (128, 1.0), "yarn": (256, 8.0)}
+    for label, length, texts, fits in (("yarn", 256, 7, True), ("yarn", 256, 8, False), ("yarn", 512, 1, True), ("yarn", 1024, 1, False)):
+        assert search.time_for(label, length, texts) == fits, (label, length, texts)
+    assert search.time_for("rerope", 128, 45) and not search.time_for("rerope", 128, 47)
+    assert 128 * 1.7 < search.longest(6) < 128 * 1.8  # 0.4 minutes for six of them: 4 s each, or 3.1 s of the stock model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"length": 16}, "beyond the native context"),
+        ({"budget": 0}, "minutes above 0"),
+        ({"texts": ["too short"]}, "tokens"),
+    ],
+)
+def test_mistakes_are_found_first(loaded, change, message):
+    asked = {"length": LENGTH, **change}
+    with pytest.raises(ValueError, match=message):
+        hf_posenc.recommend(*loaded, asked.pop("length"), say=pytest.fail, **asked)
+
+
+def test_a_patched_model_is_refused(loaded):
+    hf_posenc.patch(loaded[0], "alibi")
+    with pytest.raises(ValueError, match="unpatch"):
+        hf_posenc.recommend(*loaded, LENGTH)
+
+
+def test_needles_come_before_nats_and_short_texts_count():
+    """Rows as they are compared."""
+    rows = {
+        "stock": Row({}, {64: 1.0}, short=1.0),
+        "near": Row({}, {128: 0.5}),
+        "deaf": Row({}, {256: 2.0}, short=1.0, found=0, asked=3),
+        "good": Row({}, {256: 2.2}, short=1.0, found=3, asked=3),
+        "dear": Row({}, {256: 2.1}, short=1.2, found=3, asked=3),
+    }
+    assert best(rows, 5) == ["good", "dear", "deaf", "near", "stock"]
+    found = Recommendation("m", 64, 256, 1.0, 1.0, rows, "good")
+    assert not found.holds and "2.2 x" not in str(found) and "3 of 3 needles" in str(found)
+    rows["good"].nats[256] = 1.0 + math.log(1.02)
+    assert found.holds
+
+
+def test_the_command(small, tmp_path, capsys):
+    words = ["recommend", str(small), "--length", str(LENGTH), "--budget", "5", "--output_dir", str(tmp_path)]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "hf_posenc.patch(model, " in shown or "nothing to patch" in shown
+    told = json.loads((tmp_path / "recommend.json").read_text())
+    assert Recommendation.load(tmp_path / "recommend.json").to_dict()["chosen"] == told["chosen"]
+    assert (tmp_path / "recommend.png").stat().st_size > 1000
