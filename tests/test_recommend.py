@@ -9,6 +9,7 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_posenc
+from hf_posenc import finetuning
 from hf_posenc.cli import main
 from hf_posenc.evaluation.corpus import embedded_corpus
 from hf_posenc.evaluation.result import Interrupted
@@ -129,8 +130,9 @@ def test_needles_come_before_nats_and_short_texts_count():
     assert best(rows, 5) == ["good", "dear", "deaf", "near", "stock"]
     found = Recommendation("m", 64, 256, 1.0, 1.0, rows, "good")
     assert not found.holds and "2.2 x" not in str(found) and "3 of 3 needles" in str(found)
+    assert finetuning.parse([*found.training.split()[2:], "--output_dir", "runs/x"])[1].target_length == 256
     rows["good"].nats[256] = 1.0 + math.log(1.02)
-    assert found.holds
+    assert found.holds and found.training not in str(found)
 
 
 def test_the_command(small, tmp_path, capsys):

@@ -18,6 +18,9 @@ from ..variants import STOCK, name_of
 HOLDS = math.log(1.03)
 """Nats that the end of a long text may be above that of one of the native length: 3 % of perplexity."""
 
+PRESET = "yarn-400"
+"""Of fine-tuning: that which needs the fewest steps."""
+
 
 @dataclass
 class Row:
@@ -100,6 +103,11 @@ class Recommendation(Saved):
         options = "".join(f", {name}={value!r}" for name, value in self.rows[str(self.chosen)].options.items())
         return f'hf_posenc.patch(model, "{name_of(str(self.chosen))}"{options})'
 
+    @property
+    def training(self) -> str:
+        """The command that estimates a published fine-tuning to this length."""
+        return f"hf-posenc finetune --preset {PRESET} --model {self.model} --target_length {self.length} --estimate_only true"
+
     def order(self) -> list[str]:
         """The encodings, the best first."""
         return sorted(self.rows, key=lambda label: rank(self.rows[label], self.rows.get(STOCK)))
@@ -121,7 +129,7 @@ class Recommendation(Saved):
         if row.short is not None and stock is not None and stock.short is not None and self.chosen != STOCK:
             said.append(f"on short texts its perplexity is {math.exp(row.short - stock.short):.3f} x that of the stock model")
         if not self.holds:
-            said.append("that does not hold the quality of the native length: fine-tuning may")
+            said.append("that is worse than at the native length; fine-tuning may help, and this says what it takes: " + self.training)
         carried = [engine for engine, why in self.served.items() if not why]
         said.append(f"served by {', '.join(carried)} (hf-posenc export)" if carried else "no engine carries it: serve it with transformers")
         if self.not_tried:
