@@ -240,6 +240,7 @@ def test_the_calls_are_made_for_each_length():
     assert "1.00" in comparison.run("cpu") and made == [2, 1]
 
 
+@pytest.mark.slow
 def test_the_perplexity_benchmark_compares_the_same_numbers(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     sizes = ["--lengths", "32", "--window", "16", "--stride", "4", "--tokens", "48", "--repeat", "1"]

@@ -136,6 +136,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys, register_fo
     assert "1 of 2 runs" in page and "the training loss is nan" in page
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_results_and_the_report_of_finished_runs(tmp_path, capsys, register_for_now):
     def interrupt(distance):
         if torch.is_grad_enabled() and (tmp_path / "armed").exists():

@@ -200,6 +200,7 @@ def test_a_finished_run_is_left_as_it_is(model, text, tmp_path):
     assert equal(whole, weights(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_finished_run_as_a_command_says_so_and_is_verified_again(model, text, tmp_path, capfd):
     argv = arguments(model, text, tmp_path, "--encoding", "yarn", "--anneal", "factor=1:4", "--length_schedule", "0=16", "2=32")
     argv += ["--disable_tqdm", "false"]
@@ -340,6 +341,7 @@ def test_embeddings_trained_beside_an_adapter_stay_tied(model, text, tmp_path):
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
 
 
+@pytest.mark.slow
 def test_another_model_in_the_folder_is_noticed(model, text, tmp_path, capfd):
     argv = arguments(model, text, tmp_path, "--encoding", "alibi")
     trainer, ids = fit(argv), torch.arange(40)[None]
