@@ -21,15 +21,15 @@ def fit(argv):
     return prepared[2].last, start
 
 
-def test_forty_steps_at_512_teach_the_demo_model_interpolated_positions(tmp_path):
-    """Interpolation by 4 leaves 4.17 nats at 1,024 tokens; 40 steps at half that length bring 3.07."""
+def test_sixteen_steps_at_512_teach_the_demo_model_interpolated_positions(tmp_path):
+    """Interpolation by 4 leaves 4.17 nats at 1,024 tokens; 16 steps at half that length bring 3.45, 40 steps 3.07."""
     torch.set_num_threads(2)
-    shorter = ["--target_length", "32768", "--block_size", "512", "--max_steps", "40", "--warmup_steps", "4", "--eval_lengths", "1024"]
+    shorter = ["--target_length", "32768", "--block_size", "512", "--max_steps", "16", "--warmup_steps", "2", "--eval_lengths", "1024"]
     smaller = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--activation_checkpointing", "false"]
     rest = ["--eval_tokens", "4096", "--save_strategy", "no", "--output_dir", str(tmp_path)]
     end, start = fit(["--preset", "pi-1000", "--model", "demo", *shorter, *smaller, *rest])
     assert start["eval_nll@1024"] > 4.0
-    assert end["eval_nll@1024"] < 3.3
+    assert end["eval_nll@1024"] < 3.7
 
 
 @pytest.fixture(scope="module")

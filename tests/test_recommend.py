@@ -143,3 +143,9 @@ def test_the_command(small, tmp_path, capsys):
     told = json.loads((tmp_path / "recommend.json").read_text())
     assert Recommendation.load(tmp_path / "recommend.json").to_dict()["chosen"] == told["chosen"]
     assert (tmp_path / "recommend.png").stat().st_size > 1000
+
+
+def test_a_command_without_time_says_so(small, tmp_path, capsys):
+    words = ["recommend", str(small), "--length", str(LENGTH), "--budget", "1e-9", "--output_dir", str(tmp_path)]
+    assert main(words) == 0
+    assert "give it more time" in capsys.readouterr().out and (tmp_path / "recommend.json").exists()

@@ -71,5 +71,7 @@ def written(found: Recommendation, output: Path) -> None:
     found.show()
     print(f"written to {output}: {found.save(output / 'recommend.json').name}")
     curves = {label: {length: math.exp(nats) for length, nats in row.nats.items()} for label, row in found.rows.items()}
+    if not curves:
+        return
     with pictures():
         print(plot_perplexity(curves, output / "recommend.png", "perplexity of the last tokens", found.native))
