@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -79,6 +79,13 @@ def without_indices(make: Callable) -> Callable:
         return make(config, embeddings, mask, indices, past_key_values=cache, **kwargs)
 
     return called
+
+
+def nested_keys(config: Any, parameters: Mapping[str, Any]) -> list[str]:
+    """The kinds of layers of a configuration that rotary parameters are nested under: `nested_rope_parameter_keys` from 5.18 on."""
+    if hasattr(config, "nested_rope_parameter_keys"):
+        return config.nested_rope_parameter_keys(parameters)
+    return [key for key in parameters if key in (getattr(config, "layer_types", None) or ())]
 
 
 sdpa_mask = by_sizes(masking_utils.sdpa_mask)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import hf_posenc
 from hf_posenc import cli
+from hf_posenc.compat import nested_keys
 from hf_posenc.exporting import ENGINES, Export, gguf_file
 from hf_posenc.exporting.rotation import geometry_of
 from hf_posenc.linting.served import POSITIONS
@@ -622,3 +624,11 @@ def test_a_checkpoint_of_ours(tmp_path):
 def test_a_family_without_rotation():
     found = hf_posenc.lint({"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 1, "vocab_size": 64})
     assert found.passed and not found.served and [each.rule for each in found.findings] == ["no-rotation"]
+
+
+def test_kinds_of_layers_are_found_without_the_method_of_newer_transformers():
+    config = AutoConfig.for_model("gemma3_text", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+    older = SimpleNamespace(layer_types=config.layer_types)
+    for parameters in (config.rope_parameters, {"rope_type": "default", "rope_theta": 1e4}, {"full_attention": {}, "chunked": {}}):
+        assert nested_keys(older, parameters) == nested_keys(config, parameters)
+    assert len(nested_keys(older, config.rope_parameters)) == 2

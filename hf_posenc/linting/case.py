@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from ..architectures.slots import Group
+from ..compat import nested_keys
 from ..doctor.faults import Fault, logged, one_line
 from ..doctor.reading import Ill, Source
 from ..encodings import Geometry
@@ -150,7 +151,7 @@ class Examined:
 def ignored_in(config: PretrainedConfig) -> list[str]:
     """Kinds of layers that have parameters, and are not in the model; they are taken out, as transformers looks over them."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    known = config.nested_rope_parameter_keys(parameters)
+    known = nested_keys(config, parameters)
     ignored = [key for key, value in parameters.items() if isinstance(value, Mapping) and key not in known]
     for key in ignored:
         del parameters[key]

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,6 @@ class Recommendation(Saved):
             table.append([label, *nats, short, needles, optional(row.tokens_per_second, ".0f")])
         print_numbers("perplexity of the last tokens by length, and of short texts", header, table)
         print(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def rank(row: Row, stock: Row | None) -> tuple[float, ...]:
