@@ -280,6 +280,9 @@ def test_a_document_is_cut_into_consecutive_pieces_each_with_bos():
     assert [bytes(each.input_ids.tolist()) for each in pieces] == [b"\x01abcd", b"\x01efgh", b"\x01ijkl"]
     assert [each.byte_ends for each in pieces] == [(0, 1, 2, 3, 4)] * 3
     assert [each.byte_ends for each in cut(plain, 4, 3)] == [(1, 2, 3, 4)] * 3
+    tails = plain.tail(4), with_bos.tail(4, bos=True), with_bos.tail(13, bos=True)
+    assert [bytes(each.input_ids.tolist()) for each in tails] == [b"ijkl", b"\x01jkl", b"\x01abcdefghijkl"]
+    assert tails[1].byte_ends == (0, 1, 2, 3)
     with pytest.raises(CorpusError, match="t has 12 tokens; 4 x 4 = 16 are needed"):
         cut(plain, 4, 4)
 

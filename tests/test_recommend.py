@@ -33,8 +33,8 @@ def loaded(small):
 
 
 def nats_of(model, tokenizer, length, last):
-    """The mean nats of the last predictions of the first `length` tokens of the text."""
-    ids = tokenizer(embedded_corpus()[: 4 * LENGTH], return_tensors="pt").input_ids[:, :length]
+    """The mean nats of the last predictions of a text that ends where one of `LENGTH` tokens does."""
+    ids = tokenizer(embedded_corpus()[: 4 * LENGTH], return_tensors="pt").input_ids[:, LENGTH - length : LENGTH]
     logits = model(ids, use_cache=False).logits.log_softmax(-1)[0, :-1]
     return -logits.gather(-1, ids[0, 1:, None])[-last:].mean().item()
 

@@ -70,6 +70,10 @@ class Document:
         """Its first tokens."""
         return Document(self.name, self.input_ids[:tokens], None if self.byte_ends is None else self.byte_ends[:tokens])
 
+    def tail(self, tokens: int, bos: bool = False) -> Document:
+        """Its last tokens, where `bos` with its BOS first, which is one of them."""
+        return piece(self, len(self) - tokens, len(self) - bos, bos)
+
 
 def embedded_corpus() -> str:
     """The help topics of the standard library: real English that every Python has (465,000 characters in 3.11, PSF licence).

@@ -28,7 +28,7 @@ class Row:
 
     Args:
         options: those of the patch.
-        nats: length -> mean nats of the last tokens of a text that long.
+        nats: length -> mean nats of the last tokens of the texts, of which so many tokens are read.
         short: mean nats on short texts; None where they were not measured.
         found, asked: needles found, and how many were asked for.
         tokens_per_second, peak_memory: of the longest text.
@@ -84,7 +84,7 @@ class Recommendation(Saved):
 
     @property
     def reference(self) -> float | None:
-        """Mean nats of the last tokens of a text of the native length, of the stock model."""
+        """Mean nats of the same tokens, of the stock model that reads as many as its native context."""
         return self.rows[STOCK].nats.get(self.native) if STOCK in self.rows else None
 
     @property

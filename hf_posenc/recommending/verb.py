@@ -22,7 +22,7 @@ from .candidates import candidates, variants
 from .kept import Kept
 from .recommendation import Recommendation, Row, best
 
-LAST = 256
+LAST = 1024
 """Tokens at the end of a text whose nats are looked at, or half of the native context if that is less."""
 SHORT = 512
 """Tokens of a short text, or half of the native context if that is less."""
@@ -58,8 +58,9 @@ def recommend(
 
         print(hf_posenc.recommend(model, tokenizer, 32768, budget=60))
 
-    By successive halving. All candidates read a text at the longest length for which there is time; the best go on to `length`, beside
-    the best with other options; the best of those read short texts and are asked for needles. What there is no time for is not begun, and
+    By successive halving. All candidates read the end of a text at the longest length for which there is time; the best go on to
+    `length`, beside the best with other options; the best of those read short texts and are asked for needles. A text ends with the same
+    tokens at every length, so that two lengths differ by nothing but what is read before. What there is no time for is not begun, and
     named. The model is left as it was.
 
     Args:
@@ -174,8 +175,9 @@ class Search:
     # -- measurements ---------------------------------------------------------------------------------------------------------
 
     def read(self, label: str, length: int) -> None:
-        """The texts, to `length` tokens."""
-        row, documents = self.rows[label], [document.head(length) for document in self.documents]
+        """The last `length` tokens of the texts."""
+        bos = adds_bos(self.tokenizer, "auto")
+        row, documents = self.rows[label], [document.tail(length, bos) for document in self.documents]
         if length in row.nats or not self.time_for(label, length, len(documents)):
             return
 
