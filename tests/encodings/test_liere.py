@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import off_start, tiny_model
+from torch.testing import assert_close
 
 import hf_posenc
 from hf_posenc.encodings import create
+from hf_posenc.encodings.rotary.generators import matrix_exp
 
 POS = torch.randint(0, 9, (3, 1, 5), generator=torch.Generator().manual_seed(0))
 
@@ -120,3 +122,13 @@ def test_far_positions_are_exact(geometry, random_qk):
 def test_a_block_divides_the_head(geometry, block):
     with pytest.raises(ValueError, match="block must be"):
         create("liere", geometry, block=block)
+
+
+def test_the_exponential_is_an_operation_that_graphs_leave_out():
+    """It copies to the host, as the one of PyTorch does; its gradient is another way to that one's."""
+    x, weights = torch.randn(3, 4, 4, dtype=torch.float64, requires_grad=True), torch.randn(3, 4, 4, dtype=torch.float64)
+    (found,) = torch.autograd.grad((matrix_exp(x) * weights).sum(), x)
+    (expected,) = torch.autograd.grad((torch.linalg.matrix_exp(x) * weights).sum(), x)
+    assert_close(found, expected)
+    assert {*torch.library.opcheck(matrix_exp, (x,)).values()} == {"SUCCESS"}
+    assert torch.Tag.cudagraph_unsafe in torch.ops.hf_posenc.matrix_exp.default.tags

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class Generated(PositionalEncoding):
         """R(pos) x, of x [B,H,T,D] at positions [n,1 or B,T]."""
         wide, groups = widest(x.device), self.geometry.num_kv_heads
         exponent = torch.einsum("nbt,ngkij->bgtkij", pos.to(wide), self.generators(x).to(wide))
-        turns = precise(torch.matrix_exp(exponent.flatten(0, 3)).view(exponent.shape), x)[:, :, None] * self.base.attention_factor
+        turns = precise(matrix_exp(exponent.flatten(0, 3)).view(exponent.shape), x)[:, :, None] * self.base.attention_factor
         ordered = precise(x, x).index_select(-1, self.order).unflatten(1, (groups, -1))
         parts = ordered[..., : self.geometry.rotary_dim].unflatten(-1, (-1, self.width))
         # A sum of products, which autocast leaves in float32.
@@ -94,3 +94,30 @@ def skew(upper: Tensor, width: int) -> Tensor:
     full = upper.new_zeros(*upper.shape[:-1], width, width)
     full[..., rows, columns] = upper
     return full - full.mT
+
+
+@torch.library.custom_op("hf_posenc::matrix_exp", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def matrix_exp(x: Tensor) -> Tensor:
+    """That of PyTorch, of matrices [...,b,b]. It copies norms to the host: CUDA graphs are told to leave it out of what they capture."""
+    return torch.matrix_exp(x)
+
+
+@matrix_exp.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def remember(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    """What the gradient needs."""
+    ctx.save_for_backward(*inputs)
+
+
+def gradient(ctx: Any, grad: Tensor) -> Tensor:
+    """A block of the exponential of a larger matrix (Najfeld and Havel 1995; as in PyTorch)."""
+    turned = ctx.saved_tensors[0].mT
+    upper = torch.cat((turned, grad), -1)
+    lower = torch.cat((torch.zeros_like(turned), turned), -1)
+    return matrix_exp(torch.cat((upper, lower), -2))[..., : grad.shape[-1], grad.shape[-1] :]
+
+
+matrix_exp.register_autograd(gradient, setup_context=remember)
