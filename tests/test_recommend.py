@@ -13,10 +13,11 @@ from hf_posenc import finetuning
 from hf_posenc.cli import main
 from hf_posenc.evaluation.corpus import embedded_corpus
 from hf_posenc.evaluation.result import Interrupted
+from hf_posenc.patching import patch_of
 from hf_posenc.recommending.candidates import TRIED
 from hf_posenc.recommending.kept import Kept
 from hf_posenc.recommending.recommendation import Recommendation, Row, best
-from hf_posenc.recommending.verb import Search, silent
+from hf_posenc.recommending.verb import Search, documents_of, silent
 
 LENGTH = 256
 
@@ -94,8 +95,24 @@ def test_what_fits_into_the_time_that_is_left(loaded):
     search.paces = {"stock": (128, 1.0), "yarn": (256, 8.0)}
     for label, length, texts, fits in (("yarn", 256, 7, True), ("yarn", 256, 8, False), ("yarn", 512, 1, True), ("yarn", 1024, 1, False)):
         assert search.time_for(label, length, texts) == fits, (label, length, texts)
-    assert search.time_for("rerope", 128, 45) and not search.time_for("rerope", 128, 47)
+    assert search.time_for("rerope", 128, 44) and not search.time_for("rerope", 128, 46)
     assert 128 * 1.7 < search.longest(6) < 128 * 1.8  # 0.4 minutes for six of them: 4 s each, or 3.1 s of the stock model
+
+
+def test_what_takes_far_too_long_is_stopped_and_named(loaded, monkeypatch):
+    model, tokenizer = loaded
+    search = Search(model, tokenizer, LENGTH, 64, documents_of(tokenizer, None, LENGTH), 5.0, Kept.of(None), silent)
+    search.rows = {label: Row({}) for label in ("stock", "alibi", "rerope")}
+    search.read("stock", 64)
+    monkeypatch.setattr("hf_posenc.recommending.verb.LEAST", 0.0)
+    search.paces["stock"] = 64, 1e-6
+    search.read("alibi", LENGTH)
+    found = search.result()
+    assert "1 x 256 tokens" in found.stopped["alibi"] and found.not_tried == ["rerope"] and "alibi, more than" in str(found)
+    assert not search.rows["alibi"].nats and not patch_of(model).placements
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    search.find("alibi")
+    assert not search.rows["alibi"].asked, "it is not begun again"
 
 
 @pytest.mark.parametrize(

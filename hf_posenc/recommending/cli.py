@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 @own_bar_only()
 def run(arguments: RecommendArguments) -> Recommendation:
     """Measure, and write down what follows, also after Ctrl-C."""
-    output = Path(arguments.output_dir)
+    output, begun = Path(arguments.output_dir), time.monotonic()
     check_writable(output)
     texts = read_texts(arguments.text) if arguments.text else None
     tokenizer = load_tokenizer(arguments.path)
@@ -50,8 +51,9 @@ def run(arguments: RecommendArguments) -> Recommendation:
     length = arguments.length or 2 * (inspect(model).context_length or 0)
     if arguments.overwrite:
         shutil.rmtree(output / FOLDER, ignore_errors=True)
+    budget = max(arguments.budget - (time.monotonic() - begun) / 60, 1e-9)
     try:
-        found = recommend(model, tokenizer, length, budget=arguments.budget, texts=texts, kept=output, say=announced)
+        found = recommend(model, tokenizer, length, budget=budget, texts=texts, kept=output, say=announced)
     except Interrupted as stopped:
         written(stopped.result, output)
         raise

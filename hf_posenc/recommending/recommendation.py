@@ -57,7 +57,7 @@ class Recommendation(Saved):
         budget, seconds: what was given and taken.
         rows: by encoding; the stock model among them where it can read that far.
         chosen: the encoding to use; None where none was measured at `length`.
-        refused: why others cannot be patched in. not_tried: what there was no time for.
+        refused: why others cannot be patched in. stopped: what took too long, and how long. not_tried: what there was no time for.
         served: engine -> "" where its export carries the encoding, else why not.
     """
 
@@ -69,6 +69,7 @@ class Recommendation(Saved):
     rows: dict[str, Row]
     chosen: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)
     not_tried: list[str] = field(default_factory=list)
     served: dict[str, str] = field(default_factory=dict)
 
@@ -117,9 +118,16 @@ class Recommendation(Saved):
 
     def reasons(self) -> list[str]:
         """Why, what was left out, and what to do next; a sentence each."""
-        if self.chosen is None:
-            return ["nothing was measured at that length: give it more time (--budget)"]
-        row, said = self.rows[self.chosen], []
+        said = ["nothing was measured at that length: give it more time (--budget)"] if self.chosen is None else self.of_the_chosen()
+        if self.stopped:
+            said.append("stopped as too slow: " + "; ".join(f"{label}, {why}" for label, why in self.stopped.items()))
+        if self.not_tried:
+            said.append(f"not tried within {self.budget:.3g} minutes: {', '.join(self.not_tried)}")
+        return said
+
+    def of_the_chosen(self) -> list[str]:
+        """What speaks for it, and what against."""
+        row, said = self.rows[str(self.chosen)], []
         if self.length in row.nats and self.reference is not None:
             ratio = math.exp(row.nats[self.length] - self.reference)
             said.append(f"perplexity of the last tokens at {self.length:,} is {ratio:.2f} x that of the stock model at {self.native:,}")
@@ -132,8 +140,6 @@ class Recommendation(Saved):
             said.append("that is worse than at the native length; fine-tuning may help, and this says what it takes: " + self.training)
         carried = [engine for engine, why in self.served.items() if not why]
         said.append(f"served by {', '.join(carried)} (hf-posenc export)" if carried else "no engine carries it: serve it with transformers")
-        if self.not_tried:
-            said.append(f"not tried within {self.budget:g} minutes: {', '.join(self.not_tried)}")
         return said
 
     def show(self) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch.nn import ModuleList
 
 from ..evaluation.corpus import Document, Text, adds_bos, cut, embedded_corpus, encode
 from ..evaluation.models import check_tokenizer, encoded, weights_digest
@@ -30,14 +33,21 @@ SHORT_TEXTS = 8
 DEPTHS = (0.2, 0.5, 0.8)
 """Where needles lie."""
 FIRST = 0.4
-"""Share of the time for the first round, which all take part in."""
+"""Share of the time for the first round, which all take part in as far as it reaches."""
 NEAREST = 1.25
 """Times the native context: the first round is not nearer, as encodings hardly differ there."""
 FINALISTS = 4
 """How many go on to the length that is asked for; half of them get variants, and half of all then are asked for needles."""
 SLOWER = 1.3
 """How many times as long as the stock model an encoding is taken to need before it was measured."""
+PATIENCE = 3.0
+"""How many times as long as it is taken to need a measurement may take before it is stopped."""
+LEAST = 10.0
+"""Seconds that each may take at least."""
+MEASURED = 0.97
+"""Share of the budget for measurements; the rest is for what comes before and after them."""
 Say = Callable[[str], None]
+Measure = Callable[[], dict[str, Any]]
 
 
 def silent(line: str) -> None:
@@ -60,8 +70,8 @@ def recommend(
 
     By successive halving. All candidates read the end of a text at the longest length for which there is time; the best go on to
     `length`, beside the best with other options; the best of those read short texts and are asked for needles. A text ends with the same
-    tokens at every length, so that two lengths differ by nothing but what is read before. What there is no time for is not begun, and
-    named. The model is left as it was.
+    tokens at every length, so that two lengths differ by nothing but what is read before. What there is no time for is not begun, what
+    takes far longer than the others is stopped, and both are named. The model is left as it was.
 
     Args:
         model: a causal language model, unpatched.
@@ -116,7 +126,10 @@ class Search:
     say: Say
     rows: dict[str, Row] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    reserved: float = 0.0
+    """Seconds that later rounds are to have."""
     paces: dict[str, tuple[int, float]] = field(default_factory=dict)
     """By encoding: tokens of the longest text that was read, and the seconds it took."""
 
@@ -132,8 +145,8 @@ class Search:
 
     @property
     def left(self) -> float:
-        """Seconds of the budget."""
-        return self.budget * 60 - self.passed
+        """Seconds for measurements."""
+        return MEASURED * self.budget * 60 - self.passed - self.reserved
 
     # -- the rounds -----------------------------------------------------------------------------------------------------------
 
@@ -143,16 +156,23 @@ class Search:
         self.rows = {STOCK: Row({})} | {label: Row(options) for label, options in found.items()}
         self.read(STOCK, self.native)
         self.read_short(STOCK)
-        first = self.longest(len(found))
+        first, self.reserved = self.longest(len(found)), (1 - FIRST) * self.left
         for label in found:
             self.read(label, first)
+        self.reserved = 0.0
         good = self.best(found, FINALISTS, first)
+        for label in good:
+            self.read(label, self.length)
+        self.finish(good, 1)  # the budget may not reach the rest
         for label, options in variants({label: self.rows[label].options for label in good[: FINALISTS // 2]}, self.length, self.native):
             self.rows[label] = Row(options)
             good.append(label)
-        for label in good:
             self.read(label, self.length)
-        for label in self.best(good, FINALISTS // 2, self.length):
+        self.finish(good, FINALISTS // 2)
+
+    def finish(self, labels: Iterable[str], number: int) -> None:
+        """What is left to know of the best."""
+        for label in self.best(labels, number, self.length):
             self.read_short(label)
             self.find(label)
 
@@ -167,10 +187,29 @@ class Search:
         reached = self.length if not seconds else int(tokens * math.sqrt(max(0.0, each) / seconds))
         return min(self.length, max(reached, round(NEAREST * self.native)))
 
-    def time_for(self, label: str, length: int, texts: int) -> bool:
-        """Whether the budget has the time: attention is quadratic, and what was not measured is slower than the stock model."""
+    def needs(self, label: str, length: int, texts: int) -> float:
+        """Seconds, as far as is known: attention is quadratic, and what was not measured is slower than the stock model."""
         tokens, seconds = self.paces.get(label) or self.paces.get(STOCK) or (length, 0.0)
-        return seconds * (1.0 if label in self.paces else SLOWER) * texts * max(length / tokens, (length / tokens) ** 2) <= self.left
+        return seconds * (1.0 if label in self.paces else SLOWER) * texts * max(length / tokens, (length / tokens) ** 2)
+
+    def time_for(self, label: str, length: int, texts: int) -> bool:
+        """Whether the budget has the time."""
+        return label not in self.stopped and self.needs(label, length, texts) <= self.left
+
+    def measured(
+        self, label: str, what: str, length: int, documents: list[Document], texts: int, measure: Measure
+    ) -> dict[str, Any] | None:
+        """What was measured before, or `measure()`; None where there is no time for it, or it took too much."""
+        if not self.time_for(label, length, texts):
+            return None
+        seconds = min(self.left, max(LEAST, PATIENCE * self.needs(label, length, texts)))
+        try:
+            with at_most(seconds, self.model):
+                return self.kept.get(self.asked(label, what, length, documents), measure)
+        except TooSlow:
+            self.stopped[label] = f"more than {seconds:.0f} s for {texts} x {length:,} tokens"
+            self.told(f"{label}: stopped, {self.stopped[label]}")
+            return None
 
     # -- measurements ---------------------------------------------------------------------------------------------------------
 
@@ -178,7 +217,7 @@ class Search:
         """The last `length` tokens of the texts."""
         bos = adds_bos(self.tokenizer, "auto")
         row, documents = self.rows[label], [document.tail(length, bos) for document in self.documents]
-        if length in row.nats or not self.time_for(label, length, len(documents)):
+        if length in row.nats:
             return
 
         def measure() -> dict[str, Any]:
@@ -186,7 +225,9 @@ class Search:
             found = perplexity(self.model, self.tokenizer, documents, encodings={label: row.options}, **how)[label]
             return {"nats": found.scores[0].last_nats, "seconds": found.seconds, "peak_memory": found.peak_memory}
 
-        told = self.kept.get(self.asked(label, "read", length, documents), measure)
+        told = self.measured(label, "read", length, documents, len(documents), measure)
+        if told is None:
+            return
         row.nats[length], row.peak_memory = told["nats"], told["peak_memory"]
         row.tokens_per_second = length * len(documents) / told["seconds"]
         self.paces[label] = length, told["seconds"] / len(documents)
@@ -196,27 +237,32 @@ class Search:
         """Short texts."""
         row, ids = self.rows[label], self.documents[0].input_ids[: self.short * SHORT_TEXTS]
         documents = [Document(self.documents[0].name, part) for part in ids.split(self.short)]
-        if not self.time_for(label, self.short, len(documents)):
+        if row.short is not None:
             return
 
         def measure() -> dict[str, Any]:
             found = perplexity(self.model, self.tokenizer, documents, lengths=[self.short], encodings={label: row.options})[label]
             return {"nats": found.scores[0].nats}
 
-        row.short = self.kept.get(self.asked(label, "read", self.short, documents), measure)["nats"]
+        told = self.measured(label, "read", self.short, documents, len(documents), measure)
+        if told is None:
+            return
+        row.short = told["nats"]
         self.told(f"{label}: perplexity {math.exp(row.short):.2f} on texts of {self.short} tokens")
 
     def find(self, label: str) -> None:
         """Needles, in texts of the length that is asked for."""
         row = self.rows[label]
-        if not self.time_for(label, self.length, len(DEPTHS)):
+        if row.asked:
             return
 
         def measure() -> dict[str, Any]:
             cells = passkey(self.model, self.tokenizer, [self.length], DEPTHS, 1, encodings={label: row.options})[label].cells
             return {"found": sum(cell.exact == 1 for cell in cells), "asked": len(cells)}
 
-        told = self.kept.get(self.asked(label, "find", self.length, []), measure)
+        told = self.measured(label, "find", self.length, [], len(DEPTHS), measure)
+        if told is None:
+            return
         row.found, row.asked = told["found"], told["asked"]
         self.told(f"{label}: {row.found} of {row.asked} needles found in {self.length:,} tokens")
 
@@ -232,7 +278,7 @@ class Search:
 
     def told(self, line: str) -> None:
         """Say it, with the time."""
-        self.say(f"[{self.passed / 60:.1f} of {self.budget:g} min] {line}")
+        self.say(f"[{self.passed / 60:.1f} of {self.budget:.3g} min] {line}")
 
     # -- what follows ---------------------------------------------------------------------------------------------------------
 
@@ -249,7 +295,8 @@ class Search:
             rows={label: row for label, row in self.rows.items() if row.nats},
             chosen=chosen,
             refused=self.refused,
-            not_tried=[label for label, row in self.rows.items() if not row.nats],
+            stopped=self.stopped,
+            not_tried=[label for label, row in self.rows.items() if not row.nats and label not in self.stopped],
             served={} if chosen is None else self.served(chosen),
         )
 
@@ -264,3 +311,25 @@ class Search:
                 except ValueError as error:
                     found[engine] = str(error)
         return found
+
+
+class TooSlow(Exception):
+    """The time is over."""
+
+
+@contextmanager
+def at_most(seconds: float, model: Any) -> Iterator[None]:
+    """Raise `TooSlow` where a layer of the model begins after so many seconds."""
+    ends = time.monotonic() + seconds
+
+    def look(*_: Any) -> None:
+        if time.monotonic() > ends:
+            raise TooSlow
+
+    stacks = [module for module in model.modules() if isinstance(module, ModuleList)]
+    watched = [layer.register_forward_pre_hook(look) for stack in stacks for layer in stack]
+    try:
+        yield
+    finally:
+        for each in watched:
+            each.remove()
