@@ -202,7 +202,8 @@ class Search:
         """What was measured before, or `measure()`; None where there is no time for it, or it took too much."""
         if not self.time_for(label, length, texts):
             return None
-        seconds = min(self.left, max(LEAST, PATIENCE * self.needs(label, length, texts)))
+        patience = max(LEAST, PATIENCE * self.needs(label, length, texts)) if self.paces else self.left
+        seconds = min(self.left, patience)
         try:
             with at_most(seconds, self.model):
                 return self.kept.get(self.asked(label, what, length, documents), measure)
