@@ -4,19 +4,33 @@ import re
 from collections import Counter
 
 import pytest
+from questions import save_questions
 from tiny import save_tiny
 from transformers import AutoTokenizer
 
+from hf_posenc.evaluation import tasks
 from hf_posenc.evaluation.retrieval import Prompts
-from hf_posenc.evaluation.tasks import TASKS, create, names_of, scores
+from hf_posenc.evaluation.tasks import TASKS, names_of, scores
 from hf_posenc.evaluation.tasks.babilong import PLACES, THINGS
 from hf_posenc.evaluation.tasks.mrcr import MARK
 from hf_posenc.evaluation.tasks.nolima import PAIRS
 from hf_posenc.evaluation.tasks.words import NOISE, sentences
 
 pytest.importorskip("wonderwords")
-BUDGETS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50}  # scripts/data/synthetic/constants.py of NVIDIA/RULER
+BUDGETS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}  # scripts/data/synthetic/constants.py of NVIDIA/RULER
 RULER = names_of(["ruler"])
+FILES = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(tmp_path_factory):
+    """Of the tasks that have questions of others."""
+    FILES.update(save_questions(tmp_path_factory.mktemp("questions")))
+
+
+def create(name, **options):
+    """A task with its file."""
+    return tasks.create(name, **FILES.get(name, {}), **options)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +49,7 @@ def asked(tokenizer, name, length=8000, trial=0, depth=None, **options):
 
 def test_ruler_has_its_eleven_generated_tasks():
     assert len(RULER) == 11 and [name for name in RULER if not name.startswith("niah_")] == ["cwe", "fwe", "vt"]
+    assert names_of(["ruler-qa"]) == ["qa_1", "qa_2"], "reported apart"
     with pytest.raises(ValueError, match="niah_single_1"):
         names_of(["niah_single"])
 
@@ -47,7 +62,7 @@ def test_prompt_and_budget_have_exactly_as_many_tokens_as_asked_for(by_byte, nam
     prompt = prompts.prompt(length, None, 1)
     assert prompt.start + max(prompt.budget, len(prompt.input_ids) - prompt.start) == length
     assert prompt.budget in {BUDGETS.get(name.partition("_")[0]), create(name).budget, len(prompt.input_ids) - prompt.start}
-    if name in RULER:
+    if name.partition("_")[0] in BUDGETS:
         assert prompt.budget == BUDGETS[name.partition("_")[0]]
 
 

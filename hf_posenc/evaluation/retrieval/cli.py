@@ -41,6 +41,10 @@ class RetrievalArguments(EncodingArguments, ModelArguments):
     )
     trials: Annotated[int, at_least(1)] = field(default=5, metadata={"help": "prompts for each task, length and depth"})
     text: str = field(default=ESSAY, metadata={"help": "what needles are hidden in: essay (English that every Python has), or a file"})
+    squad: str | None = field(default=None, metadata={"help": "of qa_1: dev-v2.0.json, or a hub's data set as rajpurkar/squad_v2"})
+    hotpotqa: str | None = field(
+        default=None, metadata={"help": "of qa_2: hotpot_dev_distractor_v1.json, or a hub's data set as hotpotqa/hotpot_qa"}
+    )
     chat: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
     generate: bool = field(default=False, metadata={"help": "also generate the answers greedily and score them as the authors do"})
     seed: Annotated[int, at_least(0)] = field(default=0, metadata={"help": "of everything that chance decides in a prompt"})
@@ -54,12 +58,12 @@ class RetrievalArguments(EncodingArguments, ModelArguments):
 
     def made(self, task: Task) -> Task:
         """A task with the flags that it takes."""
-        own = {each.name for each in fields(task)}
-        return replace(task, **{name: getattr(self, name) for name in ("seed", "chat", "text") if name in own})
+        mine = {each.name for each in fields(self)}
+        return replace(task, **{each.name: getattr(self, each.name) for each in fields(task) if each.name in mine})
 
 
-OF_THE_REPORT = ("tasks", "threshold", "absolute")
-"""Flags that no result depends on."""
+ELSEWHERE = ("tasks", "threshold", "absolute", "text", "squad", "hotpotqa", "chat", "seed")
+"""Flags that no result depends on, or only those of tasks that take them, which say so themselves."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +92,7 @@ class Tasks(Grids):
         return f"{encoding} {task.name}"
 
     def file(self, name: str) -> Path:
-        it, settings = self.asked[name], {key: value for key, value in self.plan[name].items() if key not in OF_THE_REPORT}
+        it, settings = self.asked[name], {key: value for key, value in self.plan[name].items() if key not in ELSEWHERE}
         return self.output / f"{file_name(it.encoding)}-{it.task.name}-{digest(settings)}.json"
 
     def report(self, results: dict[str, Any]) -> None:

@@ -15,8 +15,6 @@ from ..tasks.base import Answer
 from ..tasks.context import Context
 
 SLOT = "[[context]]"
-NEXT = 10**6
-"""Between the number of a trial and that of the one whose context it is given to see what chance finds."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Prompts:
 
     def context(self, question: Question, length: int, depth: float | None, trial: int, other: bool) -> Context:
         """That of the question, or of another one."""
-        return self.task.question(length, depth, trial + NEXT).context if other else question.context
+        return self.task.other(length, depth, trial) if other else question.context
 
     def after(self, tail: list[Piece]) -> int:
         """Tokens after the context: what is given, and what an answer may have."""

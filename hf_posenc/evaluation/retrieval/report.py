@@ -11,6 +11,7 @@ from ...files import write_atomically
 from ...tables import print_numbers
 from ...variants import file_name
 from ..report import csv_text, optional, pictures
+from ..tasks import TASKS
 from .effective import Threshold, interval, mean, means
 from .result import RetrievalResult
 
@@ -40,8 +41,9 @@ def print_table(results: Results, threshold: Threshold) -> None:
             nats = optional(result.mean("nats", max(mine)) if mine else None, ".2f")
             controls = [optional(control(result, context), ".0%") for context in ("short", "other")]
             rows.append([f"{label(result)} {result.protocol}", *controls, *scores, effective([mine], threshold), nats])
-        if len(tasks) > 1:
-            every = [found for result in tasks.values() if (found := result.scores())]
+        made_up = [result for task, result in tasks.items() if not TASKS[task]().apart]
+        if len(made_up) > 1:
+            every = [found for result in made_up if (found := result.scores())]
             over = means(every) if every else {}
             scores = [optional(over.get(length), ".0%") for length in lengths]
             rows.append([f"{label(first_of(tasks))} mean", "", "", *scores, effective(every, threshold), ""])
@@ -55,6 +57,8 @@ def print_table(results: Results, threshold: Threshold) -> None:
         f"{first.dtype}, {first.attention}"
     )
     sources = {result.protocol: result.source for result in all_of if result.source.endswith("-style")}
+    if apart := sorted({result.protocol for result in all_of if TASKS[result.protocol]().apart}):
+        print(f"mean: without {', '.join(apart)}, whose questions are not made up")
     if sources:
         print("data that are not the authors':", ", ".join(f"{task} ({source})" for task, source in sources.items()))
 

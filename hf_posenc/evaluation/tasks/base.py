@@ -14,6 +14,8 @@ from .scores import references_found
 TASKS: Registry[Callable[..., Task]] = Registry("task")
 """Name -> what makes the task from a seed and its own options."""
 register = TASKS.register
+NEXT = 10**6
+"""Between the number of a trial and that of the one whose context it is given to see what chance finds."""
 
 
 class Answer(NamedTuple):
@@ -59,6 +61,8 @@ class Task:
     """Version of its words: results with different words do not compare."""
     by_depth: ClassVar[bool] = False
     """Whether what is asked for lies at one place, which can be chosen."""
+    apart: ClassVar[bool] = False
+    """Whether the mean over tasks leaves it out: its questions are not made up."""
 
     seed: int = 0
     chat: bool = False
@@ -91,6 +95,10 @@ class Task:
             trial: tells prompts of one length and depth apart.
         """
         raise NotImplementedError
+
+    def other(self, length: int, depth: float | None, trial: int) -> Context:
+        """The context of another question, in which only chance finds the answer to that one."""
+        return self.question(length, depth, trial + NEXT).context
 
     def material(self) -> str:
         """The text or the words that contexts are made of, "" where they are only made up; it identifies a run."""

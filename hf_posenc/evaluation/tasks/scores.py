@@ -10,9 +10,19 @@ from difflib import SequenceMatcher
 
 def references_found(said: str, references: Iterable[str]) -> float:
     """RULER's `string_match_all`: the share of the references that are in the answer, in upper or lower case."""
-    said = re.sub(r"[\x00-\x1f]", "\n", said.strip()).strip().lower()
-    found = [reference.lower() in said for reference in references]
+    found = each_found(said, references)
     return sum(found) / len(found)
+
+
+def any_found(said: str, references: Iterable[str]) -> float:
+    """RULER's `string_match_part`: whether one of the references is in the answer, in upper or lower case."""
+    return float(any(each_found(said, references)))
+
+
+def each_found(said: str, references: Iterable[str]) -> list[bool]:
+    """Whether each of the references is in the answer, without what cannot be printed."""
+    said = re.sub(r"[\x00-\x1f]", "\n", said.strip()).strip().lower()
+    return [reference.lower() in said for reference in references]
 
 
 def numbers_in_order(said: str, references: tuple[str, ...]) -> float:
