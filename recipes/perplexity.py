@@ -27,7 +27,7 @@ Other questions, other protocols (`hf-posenc perplexity --help`; hf_posenc/evalu
     --protocol decoded                                      through the KV cache, token by token, as generation sees it
     --protocol disjoint --bos always                        the numbers of lm-eval's rolling perplexity
     --protocol offset --lengths 256 8192 65536              one passage, placed ever further out
-    --key_tokens true                                       perplexity of the tokens that a long context helps to predict, apart
+    --evaluator MODEL                                       LongPPL: perplexity of the tokens that a long context helps that to predict
 
 `torchrun --nproc_per_node N recipes/perplexity.py ...` shares the documents among N processes and gives the numbers of one. A run that was
 killed goes on from the documents it had finished; Ctrl-C leaves the result of those. The same flags can stand in a YAML or JSON file,

@@ -159,7 +159,7 @@ def test_key_tokens_are_those_that_a_long_context_helps():
     """A model that copies what followed the same token before: the second half of a repeated sequence is predictable, the first is not."""
     model = tiny(max_position_embeddings=64)
     tokens = torch.cat([ids(40), ids(40, seed=2), ids(40)])
-    keys = KeyTokens(long=48, short=16, stride=4, gain=0.5, floor=-9.0)
+    keys = KeyTokens(long=48, short=12, stride=4, alpha=0.5, beta=-9.0)
     result = perplexity(model, tokens, lengths=[64, 120], encodings={"stock": {}, "nope": {}}, key_tokens=keys)
     long, short = (torch.cat(documentation_loop(model, tokens, window, stride)) for window, stride in ((48, 12), (16, 4)))
     expected = torch.cat([torch.tensor([False]), (short - long > 0.5) & (-long > -9.0)])
@@ -170,15 +170,16 @@ def test_key_tokens_are_those_that_a_long_context_helps():
         score = measured.scores[-1]
         assert score.key_tokens == expected.sum()
         assert score.key_nats == pytest.approx(nll[expected[1:]].double().mean().item(), abs=1e-5)
-    assert result["stock"].key_tokens["long"] == 48
+        assert score.longppl == pytest.approx(math.exp(score.key_nats))
+    assert (result["stock"].key_tokens["long"], result["stock"].key_tokens["evaluator"]) == (48, "stock")
 
 
 def test_the_stock_model_chooses_the_key_tokens():
     model = hf_posenc.patch(tiny(max_position_embeddings=64), "alibi")
     with pytest.raises(ValueError, match="chosen by the stock model"):
         perplexity(model, ids(100), lengths=[64], key_tokens=KeyTokens(short=16, stride=4))
-    with pytest.raises(ValueError, match="stride < short < long, got 256, 1024 and 64"):
-        perplexity(hf_posenc.unpatch(model), ids(100), lengths=[64], key_tokens=True)
+    with pytest.raises(ValueError, match=r"short \+ stride < long, got 60, 15 and 64"):
+        perplexity(hf_posenc.unpatch(model), ids(100), lengths=[64], key_tokens=KeyTokens(short=60))
 
 
 def test_several_encodings_on_one_model_leave_it_as_it_was(model):

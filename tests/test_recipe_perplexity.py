@@ -128,7 +128,7 @@ def test_a_dataset_file_is_measured_and_short_rows_are_reported(model, tmp_path)
         (["--protocol", "prefix", "--stride", "8"], "protocol 'prefix' has no option 'stride'"),
         (["--expect_processes", "2"], "1 process(es) run and 2 were expected"),
         (["--encoding", "learned"], "past the learned table of 64"),
-        (["--key_tokens", "true"], "key tokens need stride < short < long, got 256, 1024 and 64"),
+        (["--key_tokens", "true", "--key_short", "60"], "key tokens need short + stride < long, got 60, 15 and 64"),
         (["--output_dir", "/dev/full/x"], "/dev/full"),
         (["--lengths", "10000000"], r"tokens; 1 x 10,000,000 = 10,000,000 are needed"),
         (["--model", "no-such-folder"], "no-such-folder"),

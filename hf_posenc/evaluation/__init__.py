@@ -2,7 +2,7 @@
 
 from .corpus import CorpusError, Document, Text, dataset_texts, embedded_corpus, encode, read_texts
 from .demo_model import DemoModelError, fetch_demo_model, resolve_model
-from .perplexity import PROTOCOLS, Bucket, KeyTokens, Result, Score, perplexity
+from .perplexity import PROTOCOLS, Bucket, Evaluator, KeyTokens, Result, Score, perplexity
 from .result import Interrupted
 from .retrieval import PasskeyTask, RetrievalResult, passkey, retrieval
 
@@ -12,6 +12,7 @@ __all__ = [
     "CorpusError",
     "DemoModelError",
     "Document",
+    "Evaluator",
     "Interrupted",
     "KeyTokens",
     "PasskeyTask",

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -51,12 +52,14 @@ class Document:
     Args:
         name: where the text comes from; it ends up in the results.
         input_ids: [L] int64, with the BOS token first where the rule adds one.
-        byte_ends: for each token, the UTF-8 bytes of text up to its end; None where the tokenizer keeps no offsets.
+        text: what they are the tokens of; None where that is not known.
+        spans: the characters of `text` that each token stands for, (0, 0) for BOS; None where the tokenizer keeps no offsets.
     """
 
     name: str
     input_ids: torch.Tensor
-    byte_ends: tuple[int, ...] | None = None
+    text: str | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.numel())
@@ -66,9 +69,26 @@ class Document:
         """Identifies the exact tokens (16 hex digits)."""
         return hashlib.sha256(self.input_ids.to(torch.int64).cpu().numpy().tobytes()).hexdigest()[:16]
 
+    @cached_property
+    def byte_ends(self) -> tuple[int, ...] | None:
+        """For each token, the UTF-8 bytes of text up to its end; None where the tokenizer keeps no offsets."""
+        if self.text is None or self.spans is None:
+            return None
+        bytes_before = [0, *accumulate(len(character.encode("utf-8", "replace")) for character in self.text)]
+        return tuple(bytes_before[end] for _, end in self.spans)
+
     def head(self, tokens: int) -> Document:
         """Its first tokens."""
-        return Document(self.name, self.input_ids[:tokens], None if self.byte_ends is None else self.byte_ends[:tokens])
+        return self.part(0, tokens)
+
+    def part(self, start: int, stop: int) -> Document:
+        """The tokens start ... stop - 1, and the text that they stand for."""
+        ids = self.input_ids[start:stop]
+        if self.text is None or not self.spans:
+            return Document(self.name, ids)
+        spans = self.spans[start:stop]
+        first, last = spans[0][0], spans[-1][1]
+        return Document(self.name, ids, self.text[first:last], tuple((begin - first, end - first) for begin, end in spans))
 
     def tail(self, tokens: int, bos: bool = False) -> Document:
         """Its last tokens, where `bos` with its BOS first, which is one of them."""
@@ -186,11 +206,8 @@ def encode(tokenizer: Any, text: Text, bos: BosRule = "auto") -> Document:
     """
     prefix = [tokenizer.bos_token_id] if adds_bos(tokenizer, bos) else []
     encoded = tokenizer(text.content, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    byte_ends = None
-    if tokenizer.is_fast:
-        bytes_before = [0, *accumulate(len(character.encode("utf-8", "replace")) for character in text.content)]
-        byte_ends = (0,) * len(prefix) + tuple(bytes_before[end] for _, end in encoded["offset_mapping"])
-    return Document(text.name, torch.tensor(prefix + encoded["input_ids"], dtype=torch.long), byte_ends)
+    spans = ((0, 0),) * len(prefix) + tuple(map(tuple, encoded["offset_mapping"])) if tokenizer.is_fast else None
+    return Document(text.name, torch.tensor(prefix + encoded["input_ids"], dtype=torch.long), text.content, spans)
 
 
 def adds_bos(tokenizer: Any, bos: BosRule) -> bool:
@@ -219,11 +236,7 @@ def cut(document: Document, length: int, count: int, bos: bool = False) -> list[
 
 def piece(document: Document, start: int, stop: int, bos: bool) -> Document:
     """The tokens start ... stop - 1 of a document, counted after BOS."""
-    ids, ends = document.input_ids, document.byte_ends
-    first = slice(0, int(bos))
-    rest = slice(start + bos, stop + bos)
-    if ends is not None:
-        offset = ends[start + bos - 1] if start + bos else 0
-        ends = ends[first] + tuple(end - offset for end in ends[rest])
     name = document.name if start == 0 else f"{document.name}@{start}"
-    return Document(name, torch.cat([ids[first], ids[rest]]), ends)
+    rest = document.part(start + bos, stop + bos)
+    spans = None if rest.spans is None else ((0, 0),) * bos + rest.spans
+    return Document(name, torch.cat([document.input_ids[: int(bos)], rest.input_ids]), rest.text, spans)

@@ -15,15 +15,20 @@ from ...variants import EncodingArguments
 from ..corpus import Document, Text, TextArguments, adds_bos, cut, dataset_texts, embedded_corpus, encode, read_texts
 from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer
 from ..processes import Processes
-from ..report import own_bar_only, pictures
+from ..report import Bar, own_bar_only, pictures
 from ..side_by_side import UNFINISHED, SideBySide, settings_of, started
-from .documents import peeked, stream, usable
+from .documents import stream
+from .evaluator import Evaluator
 from .key_tokens import KeyTokens
+from .measurement import Texts
 from .perplexity import perplexity
 from .protocols import PROTOCOLS, create_protocol
 from .report import heading, print_table, to_csv
 from .result import Result
 from .run import Run, check_lengths
+
+KEYS = "key_tokens"
+"""Folder of what evaluators found."""
 
 
 def is_protocol(flag: str, value: str) -> None:
@@ -60,8 +65,14 @@ class PerplexityArguments(TextArguments, EncodingArguments, ModelArguments):
     bos: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"help": "BOS before each document; auto: as the tokenizer does"}
     )
-    key_tokens: bool = field(default=False, metadata={"help": "count key tokens apart (LongPPL), chosen by the stock model"})
-    key_short: Annotated[int, at_least(8)] = field(default=1024, metadata={"help": "the short context of that choice, in tokens"})
+    key_tokens: bool = field(default=False, metadata={"help": "count key tokens apart (LongPPL), chosen by --evaluator"})
+    evaluator: str | None = field(
+        default=None, metadata={"help": "model that chooses key tokens: hub id, local path, or 'demo'; default the stock model"}
+    )
+    key_short: Annotated[int | None, at_least(8)] = field(
+        default=None,
+        metadata={"help": "the short context of that choice, in tokens; default 4096, or a quarter of the evaluator's context if less"},
+    )
     pass_tokens: Annotated[int | None, at_least(1)] = field(
         default=None, metadata={"help": "tokens in one pass through the KV cache; default 2048 beyond 16384"}
     )
@@ -80,12 +91,12 @@ class PerplexityArguments(TextArguments, EncodingArguments, ModelArguments):
         """Arguments of `perplexity` that have the same name here."""
         names = ("lengths", "protocol", "bos", "min_tokens", "max_tokens", "pass_tokens", "batch_tokens", "chunk", "last_k")
         same = {name: getattr(self, name) for name in names}
-        return {**same, "count": self.documents, "key_tokens": self.keys or False, **self.protocol_options}
+        return {**same, "count": self.documents, **self.protocol_options}
 
     @property
-    def keys(self) -> KeyTokens | None:
-        """How key tokens are chosen; None where they are not asked for."""
-        return KeyTokens(short=self.key_short, stride=self.key_short // 4) if self.key_tokens else None
+    def keys(self) -> dict[str, Any]:
+        """How key tokens are chosen, for `Evaluator`; what is found stays, for other models that are measured."""
+        return {"rule": KeyTokens(short=self.key_short), "folder": Path(self.output_dir) / KEYS}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,6 +120,7 @@ class Curves(SideBySide[Result]):
 
     kind = Result
     corpus: Corpus
+    evaluator: Evaluator | None
 
     @classmethod
     def of(cls, arguments: PerplexityArguments, processes: Processes) -> Curves:
@@ -119,16 +131,26 @@ class Curves(SideBySide[Result]):
         path = arguments.path
         tokenizer = load_tokenizer(path)
         corpus = open_corpus(arguments, tokenizer, arguments.max_tokens or lengths[-1] * (4 if protocol.whole_documents else 1))
-        need = max(2, arguments.min_tokens or protocol.tokens_needed(lengths[-1]))
-        peeked(usable(stream(corpus, tokenizer, arguments.bos), need))  # too little text comes to light before the model is loaded
+        which = arguments.bos, arguments.max_tokens, arguments.documents, arguments.min_tokens
+        texts = Texts.of(corpus, tokenizer, *which, protocol, lengths[-1])
+        texts.choose()  # too little text comes to light before a model is loaded
+        evaluator = None
+        if arguments.evaluator is not None:
+            evaluator = Evaluator.of(arguments.evaluator, **arguments.keys, device=arguments.device)
+            find_keys(evaluator, texts, processes)  # before there is another model in memory
         model = load_model(path, arguments)
         check_tokenizer(tokenizer, model)
-        plan = settings_of(arguments, model, options, {"lengths": list(lengths), "text": corpus.identity})
-        return cls(arguments, processes, tokenizer, model, plan, corpus)
+        if evaluator is None and arguments.key_tokens:
+            evaluator = Evaluator.stock(model, **arguments.keys)
+        keys = {} if evaluator is None else {"keys": evaluator.settings}
+        plan = settings_of(arguments, model, options, {"lengths": list(lengths), "text": corpus.identity, **keys})
+        if evaluator is not None:
+            find_keys(evaluator, texts, processes)
+        return cls(arguments, processes, tokenizer, model, plan, corpus, evaluator)
 
     def find(self, name, settings, journal, advance):
         encodings, how = {name: settings["options"]}, self.arguments.how
-        shared = {"encodings": encodings, "journal": journal, "settings": settings, "progress": advance}
+        shared = {"encodings": encodings, "journal": journal, "settings": settings, "progress": advance, "evaluator": self.evaluator}
         return perplexity(self.model, self.tokenizer, self.corpus, **shared, **how)[name]
 
     def tokens(self, name, settings):
@@ -141,8 +163,7 @@ class Curves(SideBySide[Result]):
             protocol = create_protocol(asked.protocol, **asked.protocol_options)
             run = Run.of(self.model, protocol, asked.lengths, pass_tokens=asked.pass_tokens)
         first = next(stream(self.corpus, self.tokenizer, asked.bos, asked.max_tokens))
-        each = run.tokens(max(len(first), run.longest)) + (asked.keys.of(self.model).tokens(len(first)) if asked.keys else 0)
-        return each * -(-number // self.processes.count)
+        return run.tokens(max(len(first), run.longest)) * -(-number // self.processes.count)
 
     def report(self, results):
         """The table, perplexity.csv and perplexity.png."""
@@ -155,6 +176,13 @@ class Curves(SideBySide[Result]):
         print(f"written to {self.output}: one JSON per encoding, perplexity.csv")
         with pictures():
             print(plot_perplexity(curves, self.output / "perplexity.png", heading(next(iter(results.values()))), native))
+
+
+def find_keys(evaluator: Evaluator, texts: Texts, processes: Processes) -> None:
+    """Have this process's documents read, with a bar."""
+    with Bar(None, processes.main) as bar:
+        bar.name("key tokens")
+        texts.find_keys(evaluator, processes, bar.advance)
 
 
 @dataclass

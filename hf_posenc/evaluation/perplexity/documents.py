@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..corpus import BosRule, CorpusError, Document, Text, encode
+from ..processes import Processes
 
 Source = str | torch.Tensor | Document | Text | dict[str, Any]
 Documents = Source | Iterable[Source]
@@ -72,3 +73,12 @@ def peeked(pairs: Iterator[tuple[Document, str]]) -> tuple[Document, Iterator[tu
         if not pair[1]:
             break
     return before[-1][0], chain(before, pairs)
+
+
+def shared(pairs: Iterable[tuple[Document, str]], processes: Processes) -> Iterator[tuple[int, Document, str]]:
+    """Number, document and reason of this process's share; the first process has those that are skipped too."""
+    used = 0
+    for index, (document, reason) in enumerate(pairs):
+        if (used if not reason else 0) % processes.count == processes.rank:
+            yield index, document, reason
+        used += not reason

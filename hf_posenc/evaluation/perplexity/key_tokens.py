@@ -2,86 +2,73 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from ...files import replace_atomically
 from ..corpus import Document
-from ..models import digest, weights_digest
 from ..token_nll import Progress, find_head
 from .protocols import Sliding
 from .run import Run, batches, checked
 
+SHORT = 4096
+"""Tokens of the short context, as published."""
+
 
 @dataclass(frozen=True)
 class KeyTokens:
-    """Which tokens count, by an evaluator model: the stock model, which never sees more context than it was trained for.
+    """Which tokens count, by the predictions of an evaluator model.
 
     A token x is a key token where
 
-        log p(x | long context) - log p(x | short context) > gain   and   log p(x | long context) > floor    (their eq. 5 to 7)
+        LSD = log p(x | long context) - log p(x | short context) > alpha   and   LCL = log p(x | long context) > beta    (their eq. 2, 5, 6)
 
-    Both contexts are sliding windows, so memory does not grow with the document. Differs from the paper: the evaluator there is a
-    large long-context model and the short context 4,096 tokens; here it is the measured model itself before it is patched, as
-    far as it was trained.
+    The long context is the whole text, the short one the `short` to `short` + `stride` - 1 tokens before x. A text that is longer than
+    the evaluator can read goes through it in windows of `long` tokens, so memory does not grow with the text; the paper has none such.
 
     Args:
-        long: tokens of a long window; None takes the context that the model was trained for.
-        short: tokens of a short window.
-        stride: tokens between short windows; those between long ones are a quarter of the window.
-        gain: in nats.
-        floor: in nats, of a log-probability.
+        long: tokens of a long window; None takes the context of the evaluator.
+        short: tokens of the short context; None takes the published 4,096, or a quarter of `long` where that is less.
+        stride: tokens that share a short window; None takes a quarter of `short`, as published.
+        alpha: in nats, of a difference of log-probabilities.
+        beta: in nats, of a log-probability.
+        last: look at so many tokens at the end of a text only, as if the text began there.
     """
 
     long: int | None = None
-    short: int = 1024
-    stride: int = 256
-    gain: float = 2.0
-    floor: float = -2.0
+    short: int | None = None
+    stride: int | None = None
+    alpha: float = 2.0
+    beta: float = -2.0
+    last: int | None = None
 
-    def of(self, model: Any) -> KeyTokens:
-        """With the long window in tokens.
+    def of(self, context: int) -> KeyTokens:
+        """With all numbers of tokens, for an evaluator that can read `context` tokens.
 
         Raises:
-            ValueError: the long window is not longer than the short one.
+            ValueError: the long window is not longer than a short one.
         """
-        long = self.long or trained_length(model)
-        if not self.stride < self.short < long:
-            raise ValueError(f"key tokens need stride < short < long, got {self.stride}, {self.short} and {long} (what it was trained for)")
-        return replace(self, long=long)
+        long = self.long or context
+        short = self.short or min(SHORT, long // 4)
+        stride = self.stride or max(1, short // 4)
+        if not short + stride < long:
+            raise ValueError(f"key tokens need short + stride < long, got {short}, {stride} and {long} (what the evaluator can read)")
+        return replace(self, long=long, short=short, stride=stride)
 
-    def tokens(self, tokens: int) -> int:
-        """How many tokens the evaluator runs for a document of `tokens` tokens."""
-        return sum(run.tokens(tokens) for run in self.runs())
+    @property
+    def windows(self) -> tuple[tuple[Sliding, int], tuple[Sliding, int]]:
+        """Protocol and length of the long and of the short windows."""
+        assert self.long is not None and self.short is not None and self.stride is not None
+        return (Sliding(max(1, self.long // 4)), self.long), (Sliding(self.stride), self.short + self.stride)
 
-    def runs(self) -> tuple[Run, Run]:
-        """The long and the short windows."""
-        assert self.long is not None
-        how: dict[str, Any] = {"one_forward": False, "length_dependent": False, "pass_tokens": None, "batch_tokens": 8192}
-        windows = (Sliding(self.long // 4), (self.long,)), (Sliding(self.stride), (self.short,))
-        long, short = (Run(*each, **how, last_k=1, chunk=1024) for each in windows)
-        return long, short
-
-    def find(
-        self, model: Any, document: Document, progress: Progress | None = None, folder: str | os.PathLike | None = None
-    ) -> torch.Tensor:
-        """[T] bool, True at key tokens. With a folder, what was found before is taken from there."""
-        settings = {**asdict(self), "weights": weights_digest(model), "dtype": str(model.dtype)}
-        file = None if folder is None else Path(folder) / f"keys-{document.sha256}-{digest(settings)}.npy"
-        if file is not None and file.exists():
-            if progress is not None:
-                progress(self.tokens(len(document)))
-            return torch.from_numpy(np.load(file))
-        long, short = (nats(model, run, document, progress) for run in self.runs())
+    def find(self, model: Any, document: Document, progress: Progress | None = None) -> torch.Tensor:
+        """[T] bool, True at key tokens."""
+        read = document if self.last is None else document.part(max(0, len(document) - self.last), len(document))
+        runs = [Run.of(model, protocol, [length]) for protocol, length in self.windows]
+        long, short = (nats(model, run, read, progress) for run in runs)
         keys = torch.zeros(len(document), dtype=torch.bool)
-        keys[1:] = (short - long > self.gain) & (-long > self.floor)
-        if file is not None:
-            replace_atomically(file, lambda partial: np.save(partial, keys.numpy()))
+        keys[len(document) - len(long) :] = (short - long > self.alpha) & (-long > self.beta)
         return keys
 
 
@@ -95,8 +82,20 @@ def nats(model: Any, run: Run, document: Document, progress: Progress | None) ->
     return found
 
 
-def trained_length(model: Any) -> int:
-    """The context that the model was trained for, in tokens: that before its RoPE was scaled, where the config says so."""
-    config = model.config.get_text_config()
-    scaled = (getattr(config, "rope_parameters", None) or {}).get("original_max_position_embeddings")
-    return scaled or config.max_position_embeddings
+def carried(keys: torch.Tensor, read: Document, document: Document) -> torch.Tensor:
+    """Key tokens [T'] of a text in the tokens of `read`, as those [T] of `document`: the tokens that lie within the text of key tokens.
+
+    Neighbours among the key tokens are one stretch of text, as in the authors' code.
+    """
+    if not keys.any():
+        return torch.zeros(len(document), dtype=torch.bool)
+    starts, ends = stretches(torch.tensor(read.spans)[keys])
+    first, last = torch.tensor(document.spans).T.contiguous()
+    at = torch.searchsorted(starts, first, right=True) - 1  # the last stretch that begins no later: none of those before reaches further
+    return (at >= 0) & (last <= ends[at])
+
+
+def stretches(spans: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Begins and ends [S] of the stretches of text that spans [N, 2] in order make, those that touch being one."""
+    apart, edge = spans[1:, 0] != spans[:-1, 1], torch.tensor([True])
+    return spans[torch.cat([edge, apart]), 0], spans[torch.cat([apart, edge]), 1]

@@ -17,8 +17,9 @@ from ..models import check_tokens, digest, inspect_model, weights_digest
 from ..processes import Processes
 from ..result import Interrupted
 from ..token_nll import Head, Progress, find_head, input_device
-from .documents import Documents, peeked, stream, usable
-from .key_tokens import KeyTokens
+from .documents import Documents, peeked, shared, stream, usable
+from .evaluator import Evaluator
+from .protocols import Protocol
 from .result import Result
 from .run import Run
 from .tally import Record, pool, pool_buckets
@@ -33,20 +34,44 @@ class Texts:
     Args:
         documents: what to read them from, again for each encoding.
         tokenizer, bos, max_tokens: how they are read (`documents.stream`).
-        need: tokens that a document must have.
         count: how many are used; None for all.
+        need: tokens that a document must have.
+        scored: tokens at the beginning of a document that are scored; None for all.
     """
 
     documents: Documents
     tokenizer: Any
     bos: BosRule
     max_tokens: int | None
-    need: int
     count: int | None
+    need: int
+    scored: int | None
+
+    @classmethod
+    def of(
+        cls,
+        documents: Documents,
+        tokenizer: Any,
+        bos: BosRule,
+        max_tokens: int | None,
+        count: int | None,
+        min_tokens: int | None,
+        protocol: Protocol,
+        longest: int,
+    ) -> Texts:
+        """Those that a protocol scores at lengths up to `longest`; with `min_tokens`, shorter ones too."""
+        need = max(2, min_tokens or protocol.tokens_needed(longest))
+        return cls(documents, tokenizer, bos, max_tokens, count, need, None if protocol.whole_documents else longest)
 
     def choose(self) -> tuple[Document, Chosen]:
         """The first document that is used, and all of them, each with the reason to skip it."""
         return peeked(usable(stream(self.documents, self.tokenizer, self.bos, self.max_tokens), self.need, self.count))
+
+    def find_keys(self, evaluator: Evaluator, processes: Processes, progress: Progress | None) -> dict[str, torch.Tensor]:
+        """Key tokens of this process's documents, as far as they are scored, by their hashes."""
+        with evaluator:
+            mine = (document for _, document, reason in shared(self.choose()[1], processes) if not reason)
+            return {document.sha256: evaluator.find(document.head(self.scored or len(document)), progress) for document in mine}
 
     @property
     def bos_rule(self) -> str:
@@ -63,7 +88,7 @@ class Measurement:
     Args:
         texts: the documents.
         plan_run: the run that fits a (patched) model.
-        key_tokens: how key tokens are chosen, or None.
+        evaluator: what chooses key tokens, or None.
         processes: those that share the documents.
         journal: folder of the journals, or None.
         progress: called with a number of tokens as they are done.
@@ -73,20 +98,17 @@ class Measurement:
 
     texts: Texts
     plan_run: Callable[[Any], Run]
-    key_tokens: KeyTokens | None
+    evaluator: Evaluator | None
     processes: Processes
     journal: Path | None
     progress: Progress | None
     settings: dict[str, Any]
     keys: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def find_keys(self, stock: Any) -> None:
-        """Have the stock model choose the key tokens of this process's documents."""
-        if self.key_tokens is None:
-            return
-        for _, document, reason in self.share(self.texts.choose()[1]):
-            if not reason:
-                self.keys[document.sha256] = self.key_tokens.find(stock, document, self.progress, self.journal)
+    def find_keys(self) -> None:
+        """Have the evaluator choose the key tokens of this process's documents."""
+        if self.evaluator is not None:
+            self.keys = self.texts.find_keys(self.evaluator, self.processes, self.progress)
 
     def open_journal(self, model: Any, run: Run, encoding: str, first: Document) -> Journal[Record] | None:
         """That of this encoding; another model, encoding, text or way to score has another file."""
@@ -99,17 +121,9 @@ class Measurement:
             "weights": weights_digest(model),
             "dtype": str(model.dtype),
             "first": first.sha256,
-            "keys": self.key_tokens and asdict(self.key_tokens),
+            "keys": self.evaluator and self.evaluator.settings,
         }
         return Journal(self.journal / f"{name_of(encoding)}-{digest(settings)}", Record, self.processes.rank)
-
-    def share(self, chosen: Chosen) -> Iterator[tuple[int, Document, str]]:
-        """Number, document and reason of this process's share; the first process has those that are skipped too."""
-        used = 0
-        for index, (document, reason) in enumerate(chosen):
-            if (used if not reason else 0) % self.processes.count == self.processes.rank:
-                yield index, document, reason
-            used += not reason
 
     def measure(self, model: Any, encoding: str, options: Mapping[str, Any]) -> Result:
         """Score all documents with the model as it is now.
@@ -140,7 +154,7 @@ class Measurement:
 
     def score(self, model: Any, run: Run, head: Head | None, chosen: Chosen, journal: Journal[Record] | None) -> Iterator[Record]:
         """A record of each document of this process's share, from the journal where it is there."""
-        for index, document, reason in self.share(chosen):
+        for index, document, reason in shared(chosen, self.processes):
             if reason:
                 yield Record(index, document.name, len(document), document.sha256, reason)
                 continue
@@ -188,7 +202,7 @@ class Measurement:
             peak_memory_kind=used[0].peak_memory_kind,
             complete=complete,
             processes=self.processes.count,
-            key_tokens=None if self.key_tokens is None else asdict(self.key_tokens),
+            key_tokens=None if self.evaluator is None else self.evaluator.settings,
             settings=self.settings,
             **about,
         )

@@ -10,10 +10,11 @@ from typing import Any, overload
 from ...encodings.options import count as check_count
 from ...variants import STOCK, Encodings, plan_of
 from ..corpus import BosRule
-from ..models import check_live, check_tokenizer, encoded, live_encodings, live_name, load, load_tokenizer
+from ..models import check_live, check_tokenizer, encoded, live_name, load, load_tokenizer
 from ..processes import Processes
 from ..token_nll import Progress
 from .documents import Documents
+from .evaluator import Evaluator
 from .key_tokens import KeyTokens
 from .measurement import Measurement, Texts
 from .protocols import create_protocol
@@ -42,6 +43,7 @@ def perplexity(
     min_tokens: int | None = None,
     max_tokens: int | None = None,
     key_tokens: KeyTokens | bool = False,
+    evaluator: Any = None,
     one_forward: bool | None = None,
     pass_tokens: int | None = None,
     batch_tokens: int = 8192,
@@ -78,7 +80,10 @@ def perplexity(
         min_tokens: skip documents with fewer tokens. Default: what the protocol needs for every point of the curve to see the same text.
             With a smaller value, a document shorter than L counts with the tokens it has (`prefix`, `sliding`, `disjoint`).
         max_tokens: cut documents to their first tokens.
-        key_tokens: count key tokens apart (`Score.key_nats`), chosen by the stock model; True for the defaults of `KeyTokens`.
+        key_tokens: count key tokens apart (`Score.longppl`); True for the defaults of `KeyTokens`.
+        evaluator: what chooses the key tokens: a hub id, a path or "demo", which is in memory only until all texts are read; or a loaded
+            model and its tokenizer, (model, tokenizer), another one than that of the measured model if it likes; or an `Evaluator`.
+            Default: the stock model, as far as it was trained.
         one_forward: override the choice between one pass for the whole curve and one pass for each length.
         pass_tokens: run an input so many tokens at a time through the KV cache, in memory that grows with the cache only. Default: inputs
             of more than 16,384 tokens, 2,048 at a time, wherever decoding equals evaluation.
@@ -118,15 +123,15 @@ def perplexity(
         "chunk": chunk,
     }
     measurement = Measurement(
-        Texts(documents, tokenizer, bos, max_tokens, max(2, min_tokens or asked.tokens_needed(longest)), count),
+        Texts.of(documents, tokenizer, bos, max_tokens, count, min_tokens, asked, longest),
         lambda patched: Run.of(patched, asked, lengths, **shape),
-        evaluator(model, key_tokens),
+        evaluator_of(model, key_tokens, evaluator, journal),
         Processes(),
         None if journal is None else Path(journal),
         progress,
         settings or {},
     )
-    measurement.find_keys(model)
+    measurement.find_keys()
     results = {}
     for name, options in plan.items():
         with encoded(model, STOCK if encodings is None else name, options):
@@ -154,16 +159,11 @@ def loaded(model: Any, tokenizer_or_ids: Any, documents: Documents | None) -> tu
     return model, tokenizer, list(documents) if isinstance(documents, Iterator) else documents
 
 
-def evaluator(model: Any, key_tokens: KeyTokens | bool) -> KeyTokens | None:
-    """How key tokens are chosen.
-
-    Raises:
-        ValueError: the model that would choose them is patched.
-    """
-    if not key_tokens:
-        return None
-    if live_encodings(model):
-        raise ValueError(
-            "key tokens are chosen by the stock model, and this one is patched: unpatch it, and name its encoding in encodings="
-        )
-    return (KeyTokens() if key_tokens is True else key_tokens).of(model)
+def evaluator_of(model: Any, key_tokens: KeyTokens | bool, source: Any, folder: str | os.PathLike | None) -> Evaluator | None:
+    """What chooses the key tokens; None where they are not asked for."""
+    if isinstance(source, Evaluator):
+        return source
+    rule = key_tokens if isinstance(key_tokens, KeyTokens) else KeyTokens()
+    if source is not None:
+        return Evaluator.of(source, rule, folder)
+    return Evaluator.stock(model, rule, folder) if key_tokens else None

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...tables import print_numbers
+from ...variants import STOCK
 from ..report import csv_text, optional
-from ..token_nll import exp
 from .result import Result, Score
 
 
@@ -24,7 +24,7 @@ def print_table(results: dict[str, Result], scratch: Path) -> None:
 
     metric = TokenPerplexity(keep_in_memory=True, cache_dir=str(scratch))
     first = next(iter(results.values()))
-    keys = ["key tokens"] if first.key_tokens else []
+    keys = ["LongPPL"] if first.key_tokens else []
     more = [*keys, f"last-{first.last_k} nats", "± nats", "tokens/s", "peak GB"]
     rows = []
     for name, result in results.items():
@@ -50,13 +50,14 @@ def remarks(results: dict[str, Result]) -> Iterator[str]:
     skipped = "".join(f", {number} skipped ({reason})" for reason, number in reasons.items())
     yield f"{len(first.documents)} document(s){skipped}; BOS {first.bos}; forward: {first.forward}; {first.dtype}, {first.attention}"
     if first.key_tokens and (score := first.scores[-1]).key_tokens is not None:
-        yield f"key tokens: perplexity at {score.length:,} of the {score.key_tokens:,} that a long context helps the stock model to predict"
+        who = "the stock model" if (name := first.key_tokens["evaluator"]) == STOCK else name
+        yield f"LongPPL: perplexity at {score.length:,} of the {score.key_tokens:,} key tokens, which a long context helps {who} to predict"
 
 
 def footnotes(result: Result, error: float | None) -> list[str]:
     """The other columns of one row, at the longest length; `error` is the standard error of its nats."""
     longest = result.scores[-1]
-    keys = [optional(None if longest.key_nats is None else exp(longest.key_nats), ".4g")] if result.key_tokens else []
+    keys = [optional(longest.longppl, ".4g")] if result.key_tokens else []
     return [
         *keys,
         optional(longest.last_nats, ".3f"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..result import Saved
+from ..token_nll import exp
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Score:
     key_tokens: int = 0
     key_nats: float | None = None
 
+    @property
+    def longppl(self) -> float | None:
+        """Perplexity of the key tokens, LongPPL; None where there are none."""
+        return None if self.key_nats is None else exp(self.key_nats)
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -67,7 +73,7 @@ class Result(Saved):
         cache: whether the KV cache was used.
         complete: False where the run was interrupted: the numbers are those of the documents named.
         processes: how many processes shared the documents.
-        key_tokens: how key tokens were chosen; None where they were not.
+        key_tokens: how key tokens were chosen, and by which evaluator; None where they were not.
         scores: one `Score` for each length, ascending.
         buckets: nats by position, from the longest length.
         seconds, tokens_per_second: of the forward passes, everything included; of the slowest process and of all of them.
