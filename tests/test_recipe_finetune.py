@@ -527,6 +527,10 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
         (["--encoding", "alibi", "--resume_from_checkpoint", "gone"], "cannot go on from gone"),
         (["--encoding", "alibi", "--lora_targets", "q_proj"], "--lora_targets has no effect without --lora_rank"),
         (["--lora_alpha", "4", "--lora_also_train", "norm"], "--lora_alpha, --lora_also_train has no effect without --lora_rank"),
+        (["--eval_trials", "3", "--eval_generate"], "--eval_trials, --eval_generate has no effect without --eval_tasks"),
+        (["--eval_tasks", "paskey"], "Did you mean 'passkey'"),
+        (["--eval_tasks", "passkey", "--eval_tasks_lengths", "40"], "passkey: a length of 40 tokens is too short"),
+        (["--encoding", "learned", "--eval_tasks", "passkey", "--eval_tasks_lengths", "400"], "past the learned table of"),
         (["--encoding", "alibi", "--max_steps", "0"], "--max_steps (-1 for --num_train_epochs) must be an integer of at least 1"),
         (["--encoding", "alibi", "--max_steps", "-1", "--num_train_epochs", "0"], "--num_train_epochs must be a finite number above 0"),
     ],
@@ -629,3 +633,15 @@ def test_ctrl_c_while_training_is_one_line(model, text, tmp_path, monkeypatch, c
     monkeypatch.setattr("transformers.Trainer.training_step", stop)
     assert finetuning.main(arguments(model, text, tmp_path / "out", "--encoding", "alibi")) == 130
     assert capsys.readouterr().err.strip().endswith("the same command goes on from the last checkpoint")
+
+
+def test_tasks_are_scored_while_training_and_choose_the_best_checkpoint(model, text, tmp_path, capsys):
+    more = ["--encoding", "alibi", "--eval_tasks", "passkey", "--eval_tasks_lengths", "400", "--eval_trials", "2", "--lora_rank", "2"]
+    more += ["--eval_strategy", "steps", "--eval_steps", "3", "--metric_for_best_model", "passkey_400", "--load_best_model_at_end", "true"]
+    trainer = fit(arguments(model, text, tmp_path, *more))
+    found = {entry["step"]: entry["eval_passkey_400"] for entry in trainer.state.log_history if "eval_passkey_400" in entry}
+    assert [*found] == [0, 3, 6] and trainer.state.best_metric == max(found[3], found[6])
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length >= 400
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    again = fit(arguments(model, text, tmp_path, *more))
+    assert found == {entry["step"]: entry["eval_passkey_400"] for entry in again.state.log_history if "eval_passkey_400" in entry}

@@ -8,6 +8,7 @@ import torch
 
 from ..encodings.rotary.rope import BY_LENGTH
 from .models import live_encodings
+from .token_nll import evaluating, input_device
 
 
 def check_position_table(model: Any, length: int) -> None:
@@ -31,3 +32,10 @@ def is_length_dependent(model: Any) -> bool:
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     flat_and_nested = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     return any(each.get("rope_type") in BY_LENGTH for each in flat_and_nested)
+
+
+def forget_length(model: Any) -> None:
+    """Let stock dynamic NTK, which keeps the base of the longest input until a short one comes, have a short one."""
+    if is_length_dependent(model):
+        with evaluating(model):
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=input_device(model)), use_cache=False)

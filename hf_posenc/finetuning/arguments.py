@@ -154,6 +154,14 @@ class EvaluationArguments:
     eval_tokens: Annotated[int | None, at_least(2)] = field(
         default=None, metadata={"help": "tokens held out at the end of the text, to evaluate on; default a twentieth, at most 16384"}
     )
+    eval_tasks: list[str] = field(
+        default_factory=list, metadata={"help": "tasks to score, or benchmarks: niah_single_1 vt; `retrieval --tasks list` prints them"}
+    )
+    eval_tasks_lengths: Annotated[list[int], at_least(1)] = field(
+        default_factory=list, metadata={"help": "of the prompts of --eval_tasks in tokens; default --eval_lengths"}
+    )
+    eval_trials: Annotated[int, at_least(1)] = field(default=5, metadata={"help": "prompts for each of --eval_tasks and length"})
+    eval_generate: bool = field(default=False, metadata={"help": "score what the model writes, and not answers teacher-forced"})
 
 
 class Settings(NamedTuple):
@@ -177,10 +185,15 @@ class Settings(NamedTuple):
         return sorted(self.evaluation.eval_lengths or [self.data.block_size])
 
     @property
+    def tasks_lengths(self) -> list[int]:
+        """Lengths of the prompts of tasks."""
+        return (self.evaluation.eval_tasks_lengths or self.eval_lengths) if self.evaluation.eval_tasks else []
+
+    @property
     def longest(self) -> int:
         """Tokens in the longest input that the model is to see, or is trained for."""
         target = 0 if (scheme := self.positions) is None else scheme.target_length or 0
-        return max(self.data.block_size, *self.eval_lengths, target)
+        return max(self.data.block_size, *self.eval_lengths, *self.tasks_lengths, target)
 
     @property
     def reach(self) -> int:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .arguments import CourseArguments, Settings
+from .arguments import Settings
 
 
 def check_settings(settings: Settings) -> None:
     """Raise ValueError for flags that would have no effect."""
-    asked = settings.course
-    if asked.lora_rank is None:
-        fields = {field.name: field for field in dataclasses.fields(CourseArguments) if field.name.startswith("lora_")}
-        unset = {name: [] if field.default is dataclasses.MISSING else field.default for name, field in fields.items()}
-        if given := [f"--{name}" for name, default in unset.items() if getattr(asked, name) != default]:
-            raise ValueError(
-                f"{', '.join(given)} has no effect without --lora_rank, and all weights would be trained: give --lora_rank too"
-            )
+    course, evaluation = settings.course, settings.evaluation
+    if course.lora_rank is None:
+        refuse_idle(course, "lora_", "--lora_rank", "all weights would be trained")
+    if not evaluation.eval_tasks:
+        refuse_idle(evaluation, ("eval_tasks_", "eval_trials", "eval_generate"), "--eval_tasks", "nothing would be asked")
+
+
+def refuse_idle(asked: Any, names: str | tuple[str, ...], needed: str, consequence: str) -> None:
+    """Raise ValueError where one of the flags whose names begin so is given, without the one that they need."""
+    fields = {field.name: field for field in dataclasses.fields(asked) if field.name.startswith(names)}
+    unset = {name: [] if field.default is dataclasses.MISSING else field.default for name, field in fields.items()}
+    if given := [f"--{name}" for name, default in unset.items() if getattr(asked, name) != default]:
+        raise ValueError(f"{', '.join(given)} has no effect without {needed}, and {consequence}: give {needed} too")
 
 
 def check_finite(model: Any, path: str) -> None:

@@ -15,7 +15,7 @@ from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.processes import Processes
 from ..evaluation.report import own_bar_only
 from ..files import check_writable, write_atomically
-from ..training import Anneal, LengthEvaluation, ProgressiveLengths, check_isolation, perplexities, unpack
+from ..training import Anneal, LengthEvaluation, ProgressiveLengths, TaskEvaluation, check_isolation, perplexities, unpack
 from ..variants import name_of
 from .arguments import Settings, encoding_options, parse, read_anneal, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
@@ -67,6 +67,7 @@ def prepare(settings: Settings) -> Prepared:
     check_same_run(settings)
     path = resolve_model(settings.model.model)
     tokenizer = load_tokenizer(path)
+    tasks = tasks_of(settings, tokenizer)
     with settings.training.main_process_first(desc="packing"):
         train_blocks, test_blocks = load_blocks(settings, tokenizer)
     set_seed(settings.training.seed)
@@ -84,7 +85,18 @@ def prepare(settings: Settings) -> Prepared:
         text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
         placed = f"positions: {settings.positions}\n" if settings.positions is not None else ""
         begin(settings, f"{description}\n{text}\n{placed}{processes.count} process(es)")
-    return settings, trainer, LengthEvaluation(unpack(test_blocks), settings.eval_lengths).attach(trainer)
+    evaluation = LengthEvaluation(unpack(test_blocks), settings.eval_lengths).attach(trainer)
+    if tasks is not None:
+        tasks.attach(trainer)
+    return settings, trainer, evaluation
+
+
+def tasks_of(settings: Settings, tokenizer: Any) -> TaskEvaluation | None:
+    """The tasks to score, with their prompts; None where there are none."""
+    asked = settings.evaluation
+    if not asked.eval_tasks:
+        return None
+    return TaskEvaluation(tokenizer, asked.eval_tasks, settings.tasks_lengths, asked.eval_trials, asked.eval_generate)
 
 
 def make_trainer(settings: Settings, model: Any, tokenizer: Any, train_blocks: Any, test_blocks: Any) -> CheckpointTrainer:
@@ -149,6 +161,8 @@ def finish(settings: Settings, trainer: CheckpointTrainer, evaluation: LengthEva
         return 0
     for (name, nats), perplexity in zip(evaluation.last.items(), perplexities(evaluation.last.values()), strict=True):
         print(f"{name}: {nats:.4f} nats, perplexity {perplexity:.2f}", flush=True)
+    for tasks in (each for each in trainer.callback_handler.callbacks if isinstance(each, TaskEvaluation)):
+        print("".join(f"{name}: {score:.0%}\n" for name, score in tasks.last.items()), end="", flush=True)
     # Without the wrapper that computes in the precision of training: the reloaded model has none.
     model = cast(Any, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
     return int(not reloads(model, settings.output, evaluation.ids[None, : evaluation.lengths[0]]))

@@ -1,4 +1,4 @@
-"""What training with `Trainer` needs beside it: packing, a loss in chunks, position schemes, schedules, the loss at several lengths."""
+"""What training with `Trainer` needs beside it: packing, a loss in chunks, position schemes, schedules, evaluation at several lengths."""
 
 from .lengths import LengthEvaluation, perplexities, window_nll
 from .loss import chunk_loss, full_loss
@@ -7,6 +7,7 @@ from .schedules import Anneal, ProgressiveLengths
 from .schemes import PositionScheme, create_scheme, describe_scheme, list_schemes, scheme
 from .schemes.pose import PoSE
 from .schemes.randomized import RandomizedPositions
+from .tasks import TaskEvaluation
 
 __all__ = [
     "IGNORED",
@@ -16,6 +17,7 @@ __all__ = [
     "PositionScheme",
     "ProgressiveLengths",
     "RandomizedPositions",
+    "TaskEvaluation",
     "check_isolation",
     "chunk_loss",
     "create_scheme",

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch.nn import functional as F
-from transformers import TrainerCallback
 
 from ..evaluation.corpus import CorpusError
 from ..evaluation.token_nll import evaluating, exp, find_head, input_device, token_nll
+from .logged import Logged
 from .loss import is_chunked, transformers_model
 
 LOGITS_AT_ONCE = 1 << 26
@@ -63,12 +63,10 @@ def _batch_nll(model: Any, batch: torch.Tensor) -> float:
     return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
 
 
-class LengthEvaluation(TrainerCallback):
+class LengthEvaluation(Logged):
     """Logs `eval_nll@L` at several lengths L whenever the Trainer evaluates, and at the end.
 
-    The numbers go through the Trainer's own log, so they reach its state file and every `report_to`, and one of them can be
-    `metric_for_best_model`. Unlike `eval_loss` they are weighted by token, not by batch. Several processes share the windows, and
-    each gets the same numbers.
+    Unlike `eval_loss` they are weighted by token, not by batch. Several processes share the windows, and each gets the same numbers.
 
     Args:
         ids: [T] token ids to evaluate on.
@@ -77,15 +75,8 @@ class LengthEvaluation(TrainerCallback):
     """
 
     def __init__(self, ids: torch.Tensor, lengths: Sequence[int], max_windows: int | None = None):
+        super().__init__()
         self.ids, self.lengths, self.max_windows = ids, sorted(lengths), max_windows
-        self.trainer: Any = None
-        self.last: dict[str, float] = {}
-
-    def attach(self, trainer: Any) -> LengthEvaluation:
-        """Listen to `trainer`."""
-        self.trainer = trainer
-        trainer.add_callback(self)
-        return self
 
     def measure(self, model: Any) -> dict[str, float]:
         """nats at each length, under the names they are logged by.
@@ -106,18 +97,6 @@ class LengthEvaluation(TrainerCallback):
         windows, accelerator = cut_windows(self.ids, length, self.max_windows), self.trainer.accelerator
         mine = windows[accelerator.process_index :: accelerator.num_processes]
         return sum(gather_object([summed_nll(model, mine)])) / (len(windows) * (length - 1))
-
-    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        self._log(model)
-        if metrics is not None:
-            metrics.update(self.last)
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        self._log(model)
-
-    def _log(self, model: Any) -> None:
-        self.last = self.measure(self.trainer.accelerator.unwrap_model(model))
-        self.trainer.log(dict(self.last))
 
 
 def perplexities(nats: Iterable[float]) -> list[float]:

@@ -84,7 +84,8 @@ class Grid:
         grid = self if prompts.task.by_depth else replace(self, depths=(None,))
         shortest = max(prompts.shortest(self.lengths[0], *each) for each in grid.trial_places())
         if self.lengths[0] < shortest:
-            raise ValueError(f"a length of {self.lengths[0]:,} tokens is too short: the words around the filler need {shortest:,}")
+            short = f"a length of {self.lengths[0]:,} tokens is too short"
+            raise ValueError(f"{prompts.task.name}: {short}: the words around the filler need {shortest:,}")
         return replace(grid, control=grid.least(prompts)) if controls else grid
 
     def least(self, prompts: Prompts) -> int:

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..measure import Meter
-from ..reach import is_length_dependent
+from ..reach import forget_length
 from ..token_nll import Head, Progress, cross_entropy, decode, evaluating, full_logits, input_device, reporting
 from .grid import Context, Place
 from .prompts import Prompt, Prompts
@@ -138,11 +138,8 @@ class Examiner:
 
     def fresh(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The tokens [L] as [1, L] for the model, which has forgotten what it ran before."""
-        ids = input_ids[None].to(input_device(self.model))
-        if is_length_dependent(self.model):
-            with evaluating(self.model):
-                decode(self.model, ids[:, :1])  # stock dynamic NTK keeps the base of the longest input until a short one
-        return ids
+        forget_length(self.model)
+        return input_ids[None].to(input_device(self.model))
 
     def generates(self, prompt: Prompt) -> tuple[str, int]:
         """What the prompt up to the first answer is greedily continued with, and how many tokens went through the model for it."""
