@@ -115,7 +115,7 @@ def test_no_training_on_a_dataset_that_holds_no_text(name, tmp_path):
     content, reason = DAMAGED[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError, match=reason):
-        load_texts(DataArguments(dataset=str(tmp_path / name)))
+        load_texts(DataArguments(), str(tmp_path / name))
 
 
 def no_room(*_, **__):

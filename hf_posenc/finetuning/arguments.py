@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -96,6 +97,24 @@ class EncodingArguments:
 class DataArguments(TextArguments):
     """Blocks of the text."""
 
+    mix: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "several sources instead of --text or --dataset, with their shares of the blocks: books.jsonl@0.5 code.jsonl@0.5; "
+            "books.jsonl:min_length=65536@0.5 has a --min_length of its own"
+        },
+    )
+    min_length: Annotated[int, at_least(1)] = field(
+        default=1,
+        metadata={"help": "leave out shorter documents, and what is left of one for a next block when it is shorter, in tokens (ProLong)"},
+    )
+    replay: list[str] = field(
+        default_factory=list,
+        metadata={"help": "short texts to train on beside the long ones, packed whatever their length: as --mix, or one file or dataset"},
+    )
+    replay_share: Annotated[float | None, partial(number, at_least=0, at_most=1)] = field(
+        default=None, metadata={"help": "share of the blocks that --replay gets: 0.4 in ProLong"}
+    )
     block_size: Annotated[int, at_least(2)] = field(default=1024, metadata={"help": "tokens in a training sequence"})
     boundaries: str | None = field(
         default=None,
@@ -106,6 +125,33 @@ class DataArguments(TextArguments):
         },
     )
     num_proc: Annotated[int | None, at_least(1)] = field(default=None, metadata={"help": "processes that tokenize"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mix and (self.text or self.dataset):
+            raise ValueError("--mix says where the text comes from: leave --text and --dataset out")
+
+
+class Source(NamedTuple):
+    """Where blocks come from, and how many.
+
+    Args:
+        path: a file or dataset; None for what --text and --dataset say.
+        share: of all blocks.
+        min_length, max_length: tokens in its documents.
+        replayed: short texts beside the long ones.
+    """
+
+    path: str | None
+    share: float
+    min_length: int = 1
+    max_length: int | None = None
+    replayed: bool = False
+
+    def __str__(self) -> str:
+        longest = "" if self.max_length is None else f" to {self.max_length:,}"
+        lengths = f" from {self.min_length:,}{longest} tokens" if self.min_length > 1 or longest else ""
+        return f"{self.path or 'the text'}{lengths}"
 
 
 @dataclass
@@ -216,6 +262,25 @@ class Settings(NamedTuple):
         return create_scheme(course.position_scheme, self.training.seed, **options)
 
     @property
+    def sources(self) -> list[Source]:
+        """Where the blocks come from, the long text first; ValueError for shares that are none.
+
+        A file that stands there several times is divided by length: a document belongs to the entry with the largest `min_length` that
+        it has.
+        """
+        data = self.data
+        if bool(data.replay) != (data.replay_share is not None):
+            raise ValueError("--replay names short texts and --replay_share their share, such as 0.4: give both, or neither")
+        if data.replay and not 0 < (data.replay_share or 0) < 1:
+            raise ValueError(f"--replay_share {data.replay_share:g} leaves nothing to mix: it is above 0 and below 1")
+        replayed = data.replay_share or 0.0
+        text = read_sources("--mix", data.mix, 1 - replayed, data.min_length) or [Source(data.dataset, 1 - replayed, data.min_length)]
+        replay = [source._replace(replayed=True) for source in read_sources("--replay", data.replay, replayed)]
+        if twice := [source.path for source in replay if source.path in data.text]:
+            raise ValueError(f"{twice[0]} is in --text and in --replay: give it as --dataset, and --min_length divides its documents")
+        return divide_by_length(text + replay)
+
+    @property
     def boundaries(self) -> bool:
         """Whether the documents of a block are kept apart."""
         if self.data.boundaries is None:
@@ -284,6 +349,54 @@ def encoding_options(asked: EncodingArguments) -> dict[str, Any]:
     elif options:
         raise ValueError(f"encoding {STOCK!r} takes no options, got {', '.join(options)}")
     return options
+
+
+def read_sources(flag: str, entries: list[str], total: float, min_length: int = 1) -> list[Source]:
+    """`["a.jsonl@0.3", "b.jsonl:min_length=512@0.7"]`, shares of `total`; where no entry has a share, all have the same.
+
+    Raises:
+        ValueError: shares that are not above 0, do not sum to 1, or that only some have; an option that there is not.
+    """
+    found = [read_source(flag, entry) for entry in entries]
+    given = [share for _, share, _ in found if share is not None]
+    if given and (len(given) < len(found) or not math.isclose(sum(given), 1, abs_tol=1e-6)):
+        missing = f", and {len(found) - len(given)} have none" if len(given) < len(found) else ""
+        raise ValueError(f"the shares of {flag} sum to {sum(given):g}{missing}: give each source its share, of 1 in all: a.jsonl@0.3 ...")
+    return [
+        Source(path, total * (1 / len(found) if share is None else share), own.get("min_length", min_length)) for path, share, own in found
+    ]
+
+
+def read_source(flag: str, entry: str) -> tuple[str, float | None, dict[str, Any]]:
+    """`b.jsonl:min_length=512@0.7` as ("b.jsonl", 0.7, {"min_length": 512})."""
+    name, at, word = entry.rpartition("@")
+    try:
+        share = positive(f"{flag} {entry!r}: the share after @", float(word), at_most=1) if at else None
+    except ValueError:
+        raise ValueError(f"{flag} {entry!r}: a share is a number above 0 and at most 1, as in books.jsonl@0.3") from None
+    path, colon, option = (name if at else entry).partition(":min_length=")
+    if not colon:
+        return path, share, {}
+    try:
+        return path, share, {"min_length": count(f"{flag} {entry!r}: min_length", int(option))}
+    except ValueError:
+        raise ValueError(f"{flag} {entry!r}: min_length is a number of tokens, as in books.jsonl:min_length=65536@0.3") from None
+
+
+def divide_by_length(sources: list[Source]) -> list[Source]:
+    """The same, those of one file without documents in common.
+
+    Raises:
+        ValueError: a file stands there twice with the same `min_length`.
+    """
+    divided = []
+    for source in sources:
+        others = [other.min_length for other in sources if other is not source and other.path == source.path]
+        if source.min_length in others:
+            raise ValueError(f"{source} is named twice: give one of them another min_length (path:min_length=65536@share), or leave it out")
+        longer = [length for length in others if length > source.min_length]
+        divided.append(source._replace(max_length=min(longer) - 1) if longer else source)
+    return divided
 
 
 def read_anneal(anneal: str | None) -> tuple[str, float, float] | None:

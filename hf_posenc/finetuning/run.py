@@ -69,7 +69,7 @@ def prepare(settings: Settings) -> Prepared:
     tokenizer = load_tokenizer(path)
     tasks = tasks_of(settings, tokenizer)
     with settings.training.main_process_first(desc="packing"):
-        train_blocks, test_blocks = load_blocks(settings, tokenizer)
+        train_blocks, test_blocks, mix = load_blocks(settings, tokenizer)
     set_seed(settings.training.seed)
     model = load_model(path, settings)
     check_tokenizer(tokenizer, model)
@@ -83,8 +83,8 @@ def prepare(settings: Settings) -> Prepared:
         check_isolation(model)
     if processes.main:
         text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
-        placed = f"positions: {settings.positions}\n" if settings.positions is not None else ""
-        begin(settings, f"{description}\n{text}\n{placed}{processes.count} process(es)")
+        placed = f"positions: {settings.positions}" if settings.positions is not None else ""
+        begin(settings, "\n".join(filter(None, [description, text, mix, placed, f"{processes.count} process(es)"])))
     evaluation = LengthEvaluation(unpack(test_blocks), settings.eval_lengths).attach(trainer)
     if tasks is not None:
         tasks.attach(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -20,8 +21,17 @@ DOCUMENTS = (3, 4, 2)
 """Tokens of the documents on which a model shows that it keeps them apart."""
 
 
-def pack(texts: Dataset, tokenizer: Any, block_size: int, num_proc: int | None = None, boundaries: bool = True) -> Dataset:
-    """Documents as blocks of exactly `block_size` tokens, EOS after each document. No token is lost, and none is there twice.
+def pack(
+    texts: Dataset,
+    tokenizer: Any,
+    block_size: int,
+    num_proc: int | None = None,
+    boundaries: bool = True,
+    min_length: int = 1,
+    max_length: int | None = None,
+) -> Dataset:
+    """Documents as blocks of exactly `block_size` tokens, EOS after each document. No token is there twice, and none of a document that
+    is long enough is lost, unless `min_length` says so.
 
     Tokens and blocks are cached by `datasets`. 1,000 documents are packed at a time, so memory does not grow with the data; what is
     left of them is filled up with padding that no loss counts.
@@ -38,13 +48,17 @@ def pack(texts: Dataset, tokenizer: Any, block_size: int, num_proc: int | None =
         block_size: tokens in a block.
         num_proc: processes that tokenize.
         boundaries: keep the documents of a block apart.
+        min_length: leave out documents of fewer tokens, EOS included, and what is left of a document for the next block when it is
+            shorter than that (Gao et al., 2024, arXiv:2410.02660, and its `pack --min_length`). From `block_size` on each block is a
+            piece of one document.
+        max_length: leave out documents of more tokens.
 
     Returns:
         rows of `block_size` tokens: "input_ids"; "labels", where -100 marks padding and, with `boundaries`, the first token of each
         document; and with `boundaries` "position_ids", which padding continues.
 
     Raises:
-        CorpusError: not even one block is full; the message says how many tokens there are.
+        CorpusError: not even one block is full, or no document is as long as is asked for; the message says how many tokens there are.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
@@ -54,13 +68,45 @@ def pack(texts: Dataset, tokenizer: Any, block_size: int, num_proc: int | None =
         return {"input_ids": [document + end for document in ids]}
 
     def cut(rows: dict[str, list[list[int]]]) -> dict[str, np.ndarray]:
-        return cut_blocks(rows["input_ids"], block_size, padding=(end or [0])[0], boundaries=boundaries)
+        documents = whole_ends(rows["input_ids"], block_size, min(min_length, block_size))
+        return cut_blocks(list(documents), block_size, padding=(end or [0])[0], boundaries=boundaries)
 
     tokens = texts.map(tokenize, batched=True, remove_columns=texts.column_names, num_proc=num_proc, desc="tokenizing")
+    tokens = of_length(tokens, min_length, max_length, num_proc)
     available = sum(map(len, tokens["input_ids"])) if len(tokens) < block_size else block_size
     if available < block_size:
         raise CorpusError(f"the text has {available:,} tokens, fewer than one block of {block_size:,}: bring more text or a smaller block")
     return tokens.map(cut, batched=True, remove_columns=tokens.column_names, num_proc=num_proc, desc="packing")
+
+
+def of_length(tokens: Dataset, min_length: int, max_length: int | None, num_proc: int | None) -> Dataset:
+    """The documents from one length to another, both included; CorpusError where there is none."""
+    if min_length == 1 and max_length is None:
+        return tokens
+
+    def fits(rows: dict[str, list[list[int]]]) -> list[bool]:
+        return [min_length <= len(ids) and (max_length is None or len(ids) <= max_length) for ids in rows["input_ids"]]
+
+    kept = tokens.filter(fits, batched=True, num_proc=num_proc, desc="choosing by length")
+    if not len(kept):
+        lengths = [len(ids) for ids in tokens["input_ids"]] or [0]
+        asked = f"at least {min_length:,}" + (f" and at most {max_length:,}" if max_length else "")
+        raise CorpusError(
+            f"no document has {asked} tokens: the longest of {len(tokens):,} has {max(lengths):,}, the shortest {min(lengths):,}; choose "
+            "another length, or bring other text"
+        )
+    return kept
+
+
+def whole_ends(documents: Iterable[list[int]], size: int, min_length: int) -> Iterator[list[int]]:
+    """Documents without the end that would go on in a next block with fewer than `min_length` tokens."""
+    filled = 0
+    for document in documents:
+        end = filled + len(document)
+        rest = end % size
+        lost = rest if end > size and rest < min_length else 0
+        yield document[: len(document) - lost]
+        filled = rest - lost
 
 
 def cut_blocks(documents: list[list[int]], size: int, padding: int, boundaries: bool) -> dict[str, np.ndarray]:

