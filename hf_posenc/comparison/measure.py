@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 
-from ..evaluation.token_nll import evaluating, find_head, token_nll
 from ..training import window_nll
+from ..training.lengths import by_range, cut_windows, position_nll
 from .base import has_position
-
-FIRST_BUCKET = 16
 
 
 def nats_by_length(model: Any, ids: torch.Tensor, lengths: list[int]) -> dict[int, float | None]:
@@ -20,17 +17,10 @@ def nats_by_length(model: Any, ids: torch.Tensor, lengths: list[int]) -> dict[in
 
 
 def nats_by_position(model: Any, ids: torch.Tensor, length: int) -> list[tuple[int, int, float]]:
-    """Mean nats of the predictions made at each distance from the beginning of a window of `length` tokens.
+    """Mean nats of the predictions made at each distance from the beginning of a window of `length` tokens, as `by_range` has them.
 
     Args:
         ids: [T] tokens, cut into consecutive windows.
-
-    Returns:
-        (start, stop, nats): the predicted tokens start ... stop - 1 of all windows, in ranges that double: 1 ... 15, 16 ... 31 and so on.
     """
-    windows = ids[: len(ids) // length * length].view(-1, length)
-    head = find_head(model, windows[0])
-    with evaluating(model):
-        nats = torch.stack([token_nll(model, window, head).double() for window in windows]).mean(0)
-    edges = [1, *(FIRST_BUCKET << step for step in range(length.bit_length()) if FIRST_BUCKET << step < length), length]
-    return [(start, stop, nats[start - 1 : stop - 1].mean().item()) for start, stop in pairwise(edges)]
+    windows = cut_windows(ids, length)
+    return by_range(position_nll(model, windows) / len(windows))

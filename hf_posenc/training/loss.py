@@ -30,10 +30,10 @@ def chunk_loss(model: Any, chunk: int = 1024) -> Any:
     """Let `model(..., labels=...)` compute its loss `chunk` tokens at a time, inside its own forward, and return no logits.
 
     The numbers are those of transformers' `ForCausalLMLoss`: labels shifted, -100 left out, the mean over `num_items_in_batch` where
-    `Trainer` gives it. The backward pass makes the logits of each chunk again: one more pass of the output layer, against
-    [B, L, V] logits and their gradients in memory. A call without labels is the stock forward, and so is label smoothing of `Trainer`,
-    which needs all logits; its `compute_metrics` needs them too, and a model with the full loss. One instance changes; call this before
-    `Trainer` and `accelerate` wrap the model, before or after PEFT does.
+    `Trainer` gives it; with `by_token=True`, the nats [B, L] of each. The backward pass makes the logits of each chunk again: one more
+    pass of the output layer, against [B, L, V] logits and their gradients in memory. A call without labels is the stock forward, and so
+    is label smoothing of `Trainer`, which needs all logits; its `compute_metrics` needs them too, and a model with the full loss. One
+    instance changes; call this before `Trainer` and `accelerate` wrap the model, before or after PEFT does.
 
     Args:
         model: a transformers causal language model, or a PEFT model around one.
@@ -125,12 +125,14 @@ def _with_loss(
     num_items_in_batch: Tensor | int | None = None,
     shift_labels: Tensor | None = None,
     logits_to_keep: Any = 0,
+    by_token: bool = False,
     **inputs: Any,
 ) -> CausalLMOutputWithPast:
     refuse_router_loss(model.config, inputs)
     states = model.get_decoder()(**inputs)
     targets = shift(labels) if shift_labels is None else shift_labels
-    loss = chunked_cross_entropy(output_head(model), states.last_hidden_state, targets, getattr(model, CHUNK), num_items_in_batch)
+    nats = chunked_nats(output_head(model), states.last_hidden_state, targets, getattr(model, CHUNK))
+    loss = nats if by_token else mean_nats(nats, targets, num_items_in_batch)
     kept = {name: states.get(name) for name in (CACHE, "hidden_states", "attentions")}
     return CausalLMOutputWithPast(loss=loss, **kept)
 
@@ -142,17 +144,27 @@ def shift(labels: Tensor) -> Tensor:
 
 def chunked_cross_entropy(head: Head, hidden: Tensor, targets: Tensor, chunk: int, count: Tensor | int | None = None) -> Tensor:
     """Nats summed over the targets [B, L] that are not -100, divided by `count`, by default their number, from hidden states [B, L, M]."""
+    return mean_nats(chunked_nats(head, hidden, targets, chunk), targets, count)
+
+
+def mean_nats(nats: Tensor, targets: Tensor, count: Tensor | int | None) -> Tensor:
+    """The sum of the nats [B, L] of `targets`, divided by `count`, by default the number of targets that are not -100."""
+    count = (targets != IGNORED).sum() if count is None else count
+    return nats.sum() / (count.to(nats.device) if isinstance(count, Tensor) else count)
+
+
+def chunked_nats(head: Head, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """Nats of the targets [B, L], 0 for -100, from hidden states [B, L, M]."""
     states, wanted = hidden.flatten(0, 1), targets.flatten().to(hidden.device)
     parts = [
-        checkpoint(_summed, head, part, target, use_reentrant=False)
+        checkpoint(_nats, head, part, target, use_reentrant=False)
         for part, target in zip(states.split(chunk), wanted.split(chunk), strict=True)
     ]
-    count = (wanted != IGNORED).sum() if count is None else count
-    return torch.stack(parts).sum() / (count.to(hidden.device) if isinstance(count, Tensor) else count)
+    return torch.cat(parts).view(targets.shape)
 
 
-def _summed(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Summed nats of one chunk, in float32 at least."""
+def _nats(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Nats of one chunk, in float32 at least."""
     logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets.to(logits.device), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits, targets.to(logits.device), ignore_index=IGNORED, reduction="none")

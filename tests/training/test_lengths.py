@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 import hf_posenc
 from hf_posenc.evaluation import CorpusError
 from hf_posenc.training import LengthEvaluation, chunk_loss, perplexities, window_nll
+from hf_posenc.training.lengths import by_range
 
 SETTINGS = {
     "max_steps": 4,
@@ -140,3 +141,25 @@ def test_two_processes_share_the_windows_and_agree(tmp_path):
     model = hf_posenc.patch(tiny_model("llama"), "alibi")
     for length in (20, 100, 300):
         assert ranks[0]["found"][f"eval_nll@{length}"] == pytest.approx(window_nll(model, text(words=60), length)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("at_once", [1, 1 << 26])
+def test_nats_by_position_are_those_of_the_probabilities(model, at_once, chunked, monkeypatch, tmp_path):
+    """The longest windows; each range of positions against the probabilities by hand."""
+    if chunked:
+        chunk_loss(model, 7)
+    monkeypatch.setattr("hf_posenc.training.lengths.LOGITS_AT_ONCE", at_once)
+    ids, length = text(200), 90
+    evaluation = LengthEvaluation(ids, [length, 32]).attach(trainer_of(tmp_path, model))
+    found = evaluation.measure(model)
+    windows = ids[: 2 * length].view(2, length)
+    with torch.no_grad():
+        p = model.eval()(windows).logits.double().softmax(-1)
+    nats = -p[:, :-1].gather(2, windows[:, 1:, None])[..., 0].log().mean(0)
+    torch.testing.assert_close(evaluation.by_position, nats, rtol=1e-5, atol=0)
+    assert found["eval_nll@90"] == pytest.approx(nats.mean().item(), rel=1e-6)
+    ranges = by_range(evaluation.by_position, 2)
+    assert [(start, stop) for start, stop, _ in ranges] == [(1, 16), (16, 32), (32, 48), (48, 64), (64, 90)]
+    for start, stop, mean in ranges:
+        assert mean == pytest.approx(nats[start - 1 : stop - 1].mean().item(), rel=1e-5)
