@@ -7,6 +7,7 @@ from . import linting as linting
 from . import patching as patching
 from . import plotting as plotting
 from . import recommending as recommending
+from . import searching as searching
 from . import showing as showing
 from . import training as training
 from .adapter import learned_modules as learned_modules
@@ -29,6 +30,7 @@ from .patching import patch as patch
 from .patching import patched as patched
 from .patching import unpatch as unpatch
 from .recommending import recommend as recommend
+from .searching import search as search
 from .showing import show as show
 
 __version__: str

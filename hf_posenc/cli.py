@@ -241,6 +241,13 @@ def _recommend(argv: list[str]) -> int:
     return main(argv)
 
 
+def _search(argv: list[str]) -> int:
+    """factors of the rotation for a length, by the evolutionary searches of LongRoPE and LongRoPE2"""
+    from .searching.cli import main
+
+    return main(argv)
+
+
 def _finetune(argv: list[str]) -> int:
     """fine-tune a patched model with Trainer (recipes/finetune.py)"""
     from .finetuning import main
@@ -269,7 +276,7 @@ RECIPES: dict[str, Callable[[list[str]], int]] = {
     "retrieval": _retrieval,
     "finetune": _finetune,
 }
-COMMANDS = RECIPES | {"doctor": _doctor, "eval": _eval, "recommend": _recommend}
+COMMANDS = RECIPES | {"doctor": _doctor, "eval": _eval, "recommend": _recommend, "search": _search}
 """Those that read their own flags."""
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from .command import parse_option
 from .encodings.options import positive
 from .encodings.rotary.scaling import LARGEST_FACTOR
-from .flags import Check, at_least
+from .flags import SUFFIXES, Check, at_least, read_settings
 from .mixes import MIXES
 from .mixes.by_layer import ByLayer
 
@@ -64,11 +64,21 @@ def name_of(label: str) -> str:
 
 
 def own_options(label: str) -> dict[str, Any]:
-    """The options in `yarn:factor=4,beta_fast=16`."""
+    """The options in `yarn:factor=4,beta_fast=16`, or in a file: `longrope:found.json,layers=3::4`.
+
+    Raises:
+        ValueError: one is not of the form key=value; a file cannot be read, or has what is no option of the encoding.
+    """
     if len(parts := parts_of(label)) > 1:
         return {"parts": [labelled(part) for part in parts]}
-    _, _, own = label.partition(":")
-    return dict(parse_option(option) for option in re.split(r",(?=\w+=)", own) if own)
+    name, _, own = label.partition(":")
+    found: dict[str, Any] = {}
+    for word in re.split(r",(?=\w+=)", own) if own else ():
+        if word.endswith(SUFFIXES) and not re.match(r"\w+=", word):
+            found |= read_settings(word, taken(name))
+        else:
+            found |= [parse_option(word)]
+    return found
 
 
 def parts_of(label: str) -> list[str]:

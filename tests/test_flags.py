@@ -25,6 +25,7 @@ from hf_posenc.evaluation.retrieval.passkey_cli import PasskeyArguments
 from hf_posenc.finetuning import arguments as tuning
 from hf_posenc.flags import parse
 from hf_posenc.recommending.cli import RecommendArguments
+from hf_posenc.searching.cli import SearchArguments
 
 RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
 
@@ -46,6 +47,7 @@ PARSERS = {
     "doctor": partial(parse, [DoctorArguments], "hf-posenc doctor"),
     "eval": partial(parse, [HarnessArguments], "hf-posenc eval"),
     "recommend": partial(parse, [RecommendArguments], "hf-posenc recommend"),
+    "search": partial(parse, [SearchArguments], "hf-posenc search"),
     "benchmark": lambda words: parse([recipe("benchmark").Arguments], "recipes/benchmark.py", words),
     "benchmark_perplexity": lambda words: parse([recipe("benchmark_perplexity").Arguments], "recipes/benchmark_perplexity.py", words),
 }
@@ -58,6 +60,7 @@ OWN = {
     "doctor": [DoctorArguments],
     "eval": [HarnessArguments],
     "recommend": [RecommendArguments],
+    "search": [SearchArguments],
     "benchmark": [recipe("benchmark").Arguments],
     "benchmark_perplexity": [recipe("benchmark_perplexity").Arguments],
 }
@@ -78,7 +81,7 @@ def refusal(name, words):
 
 def test_the_numbers_of_all_recipes_are_found():
     assert len(NUMBERS) > 50 and {name for name, _ in NUMBERS} == set(OWN)
-    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"} - {"doctor", "eval", "recommend"}
+    assert {path.stem for path in RECIPES_FOLDER.glob("*.py")} == {*OWN, "trl_sft"} - {"doctor", "eval", "recommend", "search"}
 
 
 @pytest.mark.parametrize("value", ["-7", "nan", "inf", "1e400", "x", "", "1,2"])

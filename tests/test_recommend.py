@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_posenc
 from hf_posenc import finetuning
 from hf_posenc.cli import main
+from hf_posenc.evaluation.budget import Budget
 from hf_posenc.evaluation.corpus import embedded_corpus
+from hf_posenc.evaluation.kept import Kept
 from hf_posenc.evaluation.result import Interrupted
 from hf_posenc.patching import patch_of
 from hf_posenc.recommending.candidates import TRIED
-from hf_posenc.recommending.kept import Kept
 from hf_posenc.recommending.recommendation import Recommendation, Row, best
-from hf_posenc.recommending.verb import Search, documents_of, silent
+from hf_posenc.recommending.verb import Search, documents_of
 
 LENGTH = 256
 
@@ -91,7 +92,7 @@ def test_without_time_nothing_is_begun_and_all_is_named(loaded):
 
 def test_what_fits_into_the_time_that_is_left(loaded):
     """Twice the tokens take four times as long; what was not measured is taken to be slower."""
-    search = Search(*loaded, 1024, 64, [], 1.0, Kept.of(None), silent)
+    search = Search(*loaded, 1024, 64, [], Budget(1.0), Kept.of(None))
     search.paces = {"stock": (128, 1.0), "yarn": (256, 8.0)}
     for label, length, texts, fits in (("yarn", 256, 7, True), ("yarn", 256, 8, False), ("yarn", 512, 1, True), ("yarn", 1024, 1, False)):
         assert search.time_for(label, length, texts) == fits, (label, length, texts)
@@ -101,7 +102,7 @@ def test_what_fits_into_the_time_that_is_left(loaded):
 
 def test_what_takes_far_too_long_is_stopped_and_named(loaded, monkeypatch):
     model, tokenizer = loaded
-    search = Search(model, tokenizer, LENGTH, 64, documents_of(tokenizer, None, LENGTH), 5.0, Kept.of(None), silent)
+    search = Search(model, tokenizer, LENGTH, 64, documents_of(tokenizer, None, LENGTH), Budget(5.0), Kept.of(None))
     search.rows = {label: Row({}) for label in ("stock", "alibi", "rerope")}
     monkeypatch.setattr("hf_posenc.recommending.verb.LEAST", 0.0)
     search.read("stock", 64)  # nothing to compare with: it has all the time

@@ -219,6 +219,12 @@ def adds_bos(tokenizer: Any, bos: BosRule) -> bool:
     return bos == "always" or tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
+def encode_texts(tokenizer: Any, texts: Sequence[str] | None) -> list[Document]:
+    """Texts that a caller gave, tokenized; the embedded one where there are none."""
+    named = [Text(f"text {number}", text) for number, text in enumerate(texts)] if texts else [Text("pydoc_data.topics", embedded_corpus())]
+    return [encode(tokenizer, text) for text in named]
+
+
 def cut(document: Document, length: int, count: int, bos: bool = False) -> list[Document]:
     """Cut the start of a document into `count` consecutive documents of `length` tokens, each with BOS first where `bos`.
 

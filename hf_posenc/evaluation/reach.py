@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..encodings.rotary.rope import BY_LENGTH
+from ..encodings.rotary.rope import is_fixed
 from .models import live_encodings
 from .token_nll import evaluating, input_device
 
@@ -31,7 +31,7 @@ def is_length_dependent(model: Any) -> bool:
     """
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     flat_and_nested = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    return any(each.get("rope_type") in BY_LENGTH for each in flat_and_nested)
+    return not all(map(is_fixed, flat_and_nested))
 
 
 def forget_length(model: Any) -> None:

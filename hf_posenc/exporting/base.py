@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..encodings import Geometry
+from ..encodings.rotary.rope import is_fixed
 from ..registry import Registry
 from .rotation import Rotation, geometry_of
 from .schemes import factors_of, theta_of
@@ -162,14 +162,6 @@ class Engine:
 def stretch_of(rotation: Rotation) -> float:
     """Context over native context."""
     return rotation.context_length / rotation.native_length
-
-
-def is_fixed(parameters: Mapping[str, Any]) -> bool:
-    """Whether the frequencies are those of any length."""
-    kind = parameters.get("rope_type", "default")
-    return kind != "dynamic" and (
-        kind != "longrope" or torch.equal(*map(torch.tensor, (parameters["short_factor"], parameters["long_factor"])))
-    )
 
 
 def check_one_table(parameters: Mapping[str, Any], geometry: Geometry) -> None:

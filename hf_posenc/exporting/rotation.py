@@ -90,7 +90,7 @@ def rotation_of(model: PreTrainedModel, freeze_at: int | None = None) -> Rotatio
 
 def turned(rotation: Rotation, encoding: PositionalEncoding, freeze_at: int | None) -> Rotation:
     """`rotation` with the numbers of `encoding`, at a length of a text if they depend on that; without a rotation they are zeros."""
-    if isinstance(encoding, RoPEByLength):
+    if isinstance(encoding, RoPEByLength) and encoding.frequencies() is None:
         if freeze_at is None:
             raise ValueError(f"the frequencies of {encoding.name!r} change with the length of the text; {FREEZE}")
         last = torch.tensor([[freeze_at - 1]])

@@ -11,14 +11,15 @@ from typing import Annotated
 
 from ..command import exit_status
 from ..encodings.options import positive
+from ..evaluation.budget import announced
 from ..evaluation.corpus import read_texts
+from ..evaluation.kept import FOLDER
 from ..evaluation.models import ModelArguments, load_model, load_tokenizer
 from ..evaluation.report import own_bar_only, pictures
 from ..evaluation.result import Interrupted
 from ..files import check_writable
 from ..flags import at_least, parse
 from ..inspection import inspect
-from .kept import FOLDER
 from .recommendation import Recommendation
 from .verb import recommend
 
@@ -59,11 +60,6 @@ def run(arguments: RecommendArguments) -> Recommendation:
         raise
     written(found, output)
     return found
-
-
-def announced(line: str) -> None:
-    """Print it now."""
-    print(line, flush=True)
 
 
 def written(found: Recommendation, output: Path) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 from torch.nn import ModuleList
 
-from ..evaluation.corpus import Document, Text, adds_bos, cut, embedded_corpus, encode
+from ..evaluation.budget import Budget, Say, silent
+from ..evaluation.corpus import Document, adds_bos, cut, encode_texts
+from ..evaluation.kept import Kept
 from ..evaluation.models import check_tokenizer, encoded, weights_digest
 from ..evaluation.perplexity import perplexity
 from ..evaluation.result import Interrupted
@@ -22,7 +24,6 @@ from ..inspection import inspect
 from ..patching import patch_of
 from ..variants import STOCK
 from .candidates import candidates, variants
-from .kept import Kept
 from .recommendation import Recommendation, Row, best
 
 LAST = 1024
@@ -46,12 +47,7 @@ LEAST = 10.0
 """Seconds that each may take at least."""
 MEASURED = 0.97
 """Share of the budget for measurements; the rest is for what comes before and after them."""
-Say = Callable[[str], None]
 Measure = Callable[[], dict[str, Any]]
-
-
-def silent(line: str) -> None:
-    """Say nothing."""
 
 
 def recommend(
@@ -92,11 +88,10 @@ def recommend(
     native = inspect(model).context_length
     if native is None or length <= native:
         raise ValueError(f"length is to be beyond the native context of the model, {native} tokens; got {length}")
-    if not budget > 0:
-        raise ValueError(f"budget is a number of minutes above 0, got {budget}")
+    clock = Budget(budget, say)
     check_tokenizer(tokenizer, model)
     identity = {"weights": weights_digest(model), "dtype": str(model.dtype), "device": str(model.device)}
-    search = Search(model, tokenizer, length, native, documents_of(tokenizer, texts, length), budget, Kept.of(kept, **identity), say)
+    search = Search(model, tokenizer, length, native, documents_of(tokenizer, texts, length), clock, Kept.of(kept, **identity))
     try:
         search.run()
     except KeyboardInterrupt:
@@ -106,8 +101,7 @@ def recommend(
 
 def documents_of(tokenizer: Any, texts: Sequence[str] | None, length: int) -> list[Document]:
     """Of each text that has as many, the first `length` tokens."""
-    named = [Text(f"text {number}", text) for number, text in enumerate(texts)] if texts else [Text("pydoc_data.topics", embedded_corpus())]
-    whole = [encode(tokenizer, text, "auto") for text in named]
+    whole = encode_texts(tokenizer, texts)
     long = [document for document in whole if len(document) >= length] or whole[:1]
     return [piece for document in long for piece in cut(document, length, 1, adds_bos(tokenizer, "auto"))]
 
@@ -121,13 +115,11 @@ class Search:
     length: int
     native: int
     documents: list[Document]
-    budget: float
+    budget: Budget
     kept: Kept
-    say: Say
     rows: dict[str, Row] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
     reserved: float = 0.0
     """Seconds that later rounds are to have."""
     paces: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -139,14 +131,9 @@ class Search:
         return min(SHORT, self.native // 2)
 
     @property
-    def passed(self) -> float:
-        """Seconds."""
-        return time.monotonic() - self.started
-
-    @property
     def left(self) -> float:
         """Seconds for measurements."""
-        return MEASURED * self.budget * 60 - self.passed - self.reserved
+        return MEASURED * self.budget.minutes * 60 - self.budget.passed - self.reserved
 
     # -- the rounds -----------------------------------------------------------------------------------------------------------
 
@@ -209,7 +196,7 @@ class Search:
                 return self.kept.get(self.asked(label, what, length, documents), measure)
         except TooSlow:
             self.stopped[label] = f"more than {seconds:.0f} s for {texts} x {length:,} tokens"
-            self.told(f"{label}: stopped, {self.stopped[label]}")
+            self.budget.told(f"{label}: stopped, {self.stopped[label]}")
             return None
 
     # -- measurements ---------------------------------------------------------------------------------------------------------
@@ -232,7 +219,7 @@ class Search:
         row.nats[length], row.peak_memory = told["nats"], told["peak_memory"]
         row.tokens_per_second = length * len(documents) / told["seconds"]
         self.paces[label] = length, told["seconds"] / len(documents)
-        self.told(f"{label}: perplexity {math.exp(told['nats']):.2f} at the end of {length:,} tokens")
+        self.budget.told(f"{label}: perplexity {math.exp(told['nats']):.2f} at the end of {length:,} tokens")
 
     def read_short(self, label: str) -> None:
         """Short texts."""
@@ -249,7 +236,7 @@ class Search:
         if told is None:
             return
         row.short = told["nats"]
-        self.told(f"{label}: perplexity {math.exp(row.short):.2f} on texts of {self.short} tokens")
+        self.budget.told(f"{label}: perplexity {math.exp(row.short):.2f} on texts of {self.short} tokens")
 
     def find(self, label: str) -> None:
         """Needles, in texts of the length that is asked for."""
@@ -265,7 +252,7 @@ class Search:
         if told is None:
             return
         row.found, row.asked = told["found"], told["asked"]
-        self.told(f"{label}: {row.found} of {row.asked} needles found in {self.length:,} tokens")
+        self.budget.told(f"{label}: {row.found} of {row.asked} needles found in {self.length:,} tokens")
 
     def asked(self, label: str, what: str, length: int, documents: list[Document]) -> dict[str, Any]:
         """All that a measurement depends on, but for the model."""
@@ -277,10 +264,6 @@ class Search:
             "texts": [each.sha256 for each in documents],
         }
 
-    def told(self, line: str) -> None:
-        """Say it, with the time."""
-        self.say(f"[{self.passed / 60:.1f} of {self.budget:.3g} min] {line}")
-
     # -- what follows ---------------------------------------------------------------------------------------------------------
 
     def result(self) -> Recommendation:
@@ -291,8 +274,8 @@ class Search:
             model=self.model.config.name_or_path or type(self.model).__name__,
             native=self.native,
             length=self.length,
-            budget=self.budget,
-            seconds=self.passed,
+            budget=self.budget.minutes,
+            seconds=self.budget.passed,
             rows={label: row for label, row in self.rows.items() if row.nats},
             chosen=chosen,
             refused=self.refused,

@@ -310,12 +310,12 @@ def frequencies_of(subject: Subject) -> dict[str, Tensor]:
     native = {}
     if encoding.rotary and encoding.geometry.rope_type not in BY_LENGTH:
         native = {"the model's own": native_frequencies(encoding.geometry)}
-    if isinstance(encoding, RoPEByLength):
+    own = encoding.frequencies()
+    if isinstance(encoding, RoPEByLength) and own is None:
         ends = sorted({min(subject.trained, subject.reach), subject.reach})
         served = {f"text of {end:,}": encoding.frequencies_for(torch.tensor([end - 1]))[0] for end in ends}
         if all(len(found) == len(encoding.inv_freq) for found in served.values()):  # some tell lengths apart by something else
             return native | served
-    own = encoding.frequencies()
     sets = [own[0]] if own is not None else [buffer for name, buffer in encoding.named_buffers() if name.split(".")[-1] == "inv_freq"]
     rows = [each for found in sets for each in found.detach().reshape(-1, found.shape[-1])]
     if not rows:

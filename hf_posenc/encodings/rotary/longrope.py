@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Geometry, at_hand, register
+from ..base import Geometry, PositionalEncoding, at_hand, register
 from ..options import count, positive
 from .by_length import RoPEByLength
-from .rope import exponents
+from .rope import RoPE, exponents
 
 
 @register("longrope")
@@ -22,7 +22,8 @@ class LongRoPE(RoPEByLength):
     native context L, `long_factor` beyond; cos and sin times sqrt(1 + ln s / ln L).
 
     A model that ships with LongRoPE (Phi-3, Phi-4-mini) keeps its own factors: `patch(model, "longrope")` makes its
-    decoding equal to its evaluation.
+    decoding equal to its evaluation. With `short_factor` equal to `long_factor` (`hf_posenc.search`) it is one table of frequencies for
+    all lengths, which stock transformers computes too.
 
     Args:
         factor: s, target context over native context.
@@ -63,6 +64,8 @@ class LongRoPE(RoPEByLength):
         self.long = _factors("long_factor", _first(native.get("long_factor"), long_factor, self.first_factors()), n)
         default = math.sqrt(1 + math.log(self.factor) / math.log(self.length))
         self.attention_factor = positive("attention_factor", _first(attention_factor, native.get("attention_factor"), default))
+        if type(self) is LongRoPE and self.short == self.long:
+            self.__class__ = OneTable
 
     def first_factors(self) -> list[float]:
         """lambda beyond L, where no search has found another."""
@@ -91,6 +94,27 @@ class LongRoPE(RoPEByLength):
 
     def starts(self, q_pos: Tensor) -> list[int]:
         return super().starts(q_pos) if at_hand(q_pos) else [-sys.maxsize, self.length]
+
+
+class OneTable(LongRoPE):
+    """LongRoPE with the same factors at all lengths."""
+
+    caches = "transformed"
+    relative = True
+    regions = PositionalEncoding.regions
+    rotate = RoPE.rotate
+    frequencies = RoPE.frequencies
+
+    def rope_parameters(self):
+        return {
+            "rope_type": self.name,
+            "rope_theta": self.theta,
+            "factor": self.factor,
+            "original_max_position_embeddings": self.length,
+            "short_factor": self.short,
+            "long_factor": self.long,
+            "attention_factor": self.attention_factor,
+        }
 
 
 def _first(*values: Any) -> Any:

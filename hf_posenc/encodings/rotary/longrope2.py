@@ -25,8 +25,8 @@ class LongRoPE2(LongRoPE):
         attention_factor: factor on cos and sin; default sqrt(1 + ln s / ln L).
         original_length: L in tokens; default the native context.
 
-    Works without training at small factors; the paper trains on 10B tokens, short texts with the frequencies of short ones. Differs from
-    the paper: the search itself is left out. The authors published no code for it.
+    Works without training at small factors; the paper trains on 10B tokens, short texts with the frequencies of short ones.
+    `hf_posenc.search(..., method="longrope2")` is its search: the authors published no code for it.
     """
 
     def __init__(
@@ -49,6 +49,10 @@ class LongRoPE2(LongRoPE):
 
     def first_factors(self) -> list[float]:
         pairs = self.dim // 2
-        round_within = math.ceil(pairs * math.log(self.length / (2 * math.pi), self.theta))
-        c = min(max(round_within, 1), pairs) if self.critical is None else self.critical
+        c = critical_pair(self.length, self.theta, pairs) if self.critical is None else self.critical
         return [self.factor ** min(k / c, 1.0) for k in range(pairs)]
+
+
+def critical_pair(length: int, theta: float, pairs: int) -> int:
+    """The first pair that does not come round within `length` tokens, or the number of pairs."""
+    return min(max(math.ceil(pairs * math.log(length / (2 * math.pi), theta)), 1), pairs)

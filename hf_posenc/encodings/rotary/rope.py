@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,13 @@ dimensions along a last axis, which may be added."""
 KEPT_TOKENS = 2048
 BY_LENGTH = ("dynamic", "longrope")
 """Native schemes whose frequencies change with the length of the text."""
+
+
+def is_fixed(parameters: Mapping[str, Any]) -> bool:
+    """Whether the frequencies that native parameters tell are those of any length."""
+    short, long = (torch.tensor(parameters.get(name) or ()) for name in ("short_factor", "long_factor"))
+    kind = parameters.get("rope_type", "default")
+    return kind not in BY_LENGTH or (kind == "longrope" and torch.equal(short, long))
 
 
 def power_frequencies(theta: float, dim: int) -> Tensor:

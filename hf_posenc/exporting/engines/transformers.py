@@ -7,8 +7,8 @@ import torch
 from transformers import __version__
 
 from ...encodings import Geometry
-from ...encodings.rotary.rope import power_frequencies
-from ..base import Engine, Entries, Reading, is_fixed, register
+from ...encodings.rotary.rope import is_fixed, power_frequencies
+from ..base import Engine, Entries, Reading, register
 from ..rotation import Rotation
 
 
