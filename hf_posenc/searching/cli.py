@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 @own_bar_only()
 def run(arguments: SearchArguments) -> Found:
     """Search, and write down what was found, also after Ctrl-C."""
-    output = Path(arguments.output_dir)
+    output, begun = Path(arguments.output_dir), time.monotonic()
     check_writable(output)
     texts = read_texts(arguments.text) if arguments.text else None
     tokenizer = load_tokenizer(arguments.path)
@@ -63,9 +64,10 @@ def run(arguments: SearchArguments) -> Found:
     length = arguments.length or 2 * (inspect(model).context_length or 0)
     if arguments.overwrite:
         shutil.rmtree(output / FOLDER, ignore_errors=True)
-    how = {name: getattr(arguments, name) for name in ("budget", "method", "objective", "population", "iterations", "samples", "seed")}
+    budget = max(arguments.budget - (time.monotonic() - begun) / 60, 1e-9)
+    how = {name: getattr(arguments, name) for name in ("method", "objective", "population", "iterations", "samples", "seed")}
     try:
-        found = search(model, tokenizer, length, texts=texts, kept=output, say=announced, **how)
+        found = search(model, tokenizer, length, budget=budget, texts=texts, kept=output, say=announced, **how)
     except Interrupted as stopped:
         written(stopped.result, output)
         raise
