@@ -4,7 +4,8 @@
     python recipes/finetune.py --preset pi-1000 --model MODEL --dataset DATASET --output-dir runs/pi
 
 A preset is a published recipe, with its source and what is ours (recipes/configs/finetune): pi-1000, yarn-400, longlora, pose, drope,
-long-abf, grow-length, anneal-theta, learned-to-rope, to-alibi. Flags after it override it. Position interpolation by 4, shortened:
+long-abf, easycontext-64k and -512k, prolong-64k and -512k, grow-length, anneal-theta, learned-to-rope, to-alibi. Flags after it
+override it. Position interpolation by 4, shortened:
 
     python recipes/finetune.py --preset pi-1000 --model demo --target-length 32768 --block-size 512 --max-steps 40 --warmup-steps 4 \\
         --per-device-train-batch-size 1 --gradient-accumulation-steps 1 --activation-checkpointing false \\

@@ -105,23 +105,28 @@ def watch(model):
 
     def note(module, args, given):
         if module.training:
-            seen.append((given["input_ids"], given["position_ids"]))
+            seen.append((given["input_ids"], given.get("position_ids", torch.arange(given["input_ids"].shape[1]))))
 
     model.register_forward_pre_hook(note, with_kwargs=True)
     return seen
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("-512k")) for name in PRESETS])
 def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path):
     asked = finetuning.parse(["--preset", preset])
     assert asked.encoding.encoding in hf_posenc.list_encodings() and asked.training.max_steps > 0
     family = gpt2 if asked.model.model.endswith("gpt2") else model
+    replay = tmp_path / "short.txt"
+    replay.write_text("0123456789" * 48)  # whole blocks
     short = ["--eval_lengths", "32", "64", "--eval_tokens", "128", "--max_steps", "4", "--warmup_steps", "1", "--save_steps", "2"]
     short += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"]
     short += ["--target_length", "256"] * bool(asked.encoding.target_length)
     short += ["--position_target", "256"] * bool(asked.course.position_scheme)
     short += ["--anneal_steps", "3"] * bool(asked.course.anneal)
     short += ["--length_schedule", "0=8", "1=16", "3=32"] * bool(asked.course.length_schedule)
+    short += ["--option_schedule", "theta", "0=1000000", "1=5000000", "3=10000000"] * bool(asked.course.option_schedule)
+    short += ["--min_length", "32"] * (asked.data.min_length > 1)
+    short += ["--replay", str(replay)] * bool(asked.data.replay_share)
     prepared = prepare(finetuning.parse(["--preset", preset, *arguments(family, text, tmp_path, *short)]))
     trainer, seen = prepared[1], watch(prepared[1].model)
     train(*prepared)
@@ -132,6 +137,13 @@ def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path)
     if asked.course.anneal:
         values = [entry["rope.theta"] for entry in trainer.state.log_history if "rope.theta" in entry]
         assert (values[0], values[-1], len(values)) == (500_000, 15_300_000, 4) and values == sorted(values)
+    if asked.course.option_schedule:
+        values = [entry["rope.theta"] for entry in trainer.state.log_history if "rope.theta" in entry]
+        assert values == [1_000_000, 5_000_000, 10_000_000]
+    if asked.data.replay_share:
+        digits = torch.tensor(AutoTokenizer.from_pretrained(family)("0123456789")["input_ids"])
+        assert sum(bool(torch.isin(ids, digits).all()) for ids, _ in seen) == 3  # 40 % of 8, the estimate's batch apart
+        assert trainer.lr_scheduler.get_last_lr() == pytest.approx(2 * [0.1 * 1e-2])  # with weight decay and without
     if asked.course.lora_rank:
         assert set(models.trained(trainer.model)) == {"LoRA", "embeddings", "norms"}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -141,6 +153,22 @@ def test_every_preset_trains_when_shortened(preset, model, gpt2, text, tmp_path)
     assert hf_posenc.inspect(again).fingerprint != hf_posenc.inspect(AutoModelForCausalLM.from_pretrained(family)).fingerprint
     ids = torch.arange(60)[None]
     torch.testing.assert_close(again(ids).logits, trainer.model.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_second_stage_goes_on_from_the_first(model, text, tmp_path):
+    """A patched checkpoint is patched again: the same encoding at another theta, and the weights of the first stage."""
+    one, two = (finetuning.parse(["--preset", f"easycontext-{length}"]).course for length in ("64k", "512k"))
+    first = ["--length_schedule", "0=16", "1=32", "--option_schedule", "theta", "0=1000000", "1=5000000", "--max_steps", "2"]
+    fit(["--preset", "easycontext-64k", *arguments(model, text, tmp_path / "one", *first, "--eval_tokens", "128", "--eval_lengths", "32")])
+    second = ["--length_schedule", "0=32", "1=64", "--option_schedule", "theta", "0=10000000", "1=250000000", "--block_size", "64"]
+    second += ["--max_steps", "2", "--eval_tokens", "128", "--eval_lengths", "64", "--learning_rate", "0"]
+    trainer = fit(["--preset", "easycontext-512k", *arguments(tmp_path / "one", text, tmp_path / "two", *second)])
+    assert [entry["rope.theta"] for entry in trainer.state.log_history if "rope.theta" in entry] == [1e7, 2.5e8]
+    assert hf_posenc.inspect(trainer.model).encodings[0].options["theta"] == 2.5e8
+    assert equal(weights(tmp_path / "one"), weights(tmp_path / "two"))  # trained on at a learning rate of 0
+    stages = [float(stage.partition("=")[2]) for course in (one, two) for stage in course.option_schedule[1:]]
+    assert stages == [1e6, 5e6, 1e7, 2.5e7, 5e7, 1e8, 2.5e8]  # of the authors' script
 
 
 COURSES = {
@@ -518,8 +546,13 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
         (["--encoding", "alibi", "--expect_processes", "2"], "1 process(es) run and 2 were expected"),
         (["--encoding", "alibi", "--length_schedule", "0=16"], "ends at 16 tokens, --block_size is 32"),
         (["--encoding", "alibi", "--length_schedule", "0=5", "2=32"], "must divide the longest one"),
-        (["--encoding", "alibi", "--length_schedule", "16"], "not of the form step=length"),
+        (["--encoding", "alibi", "--length_schedule", "16"], "not of the form step=value"),
         (["--anneal", "factor=1:4"], "name it with --encoding"),
+        (["--option_schedule", "theta", "0=1000", "2=2000"], "name it with --encoding"),
+        (["--encoding", "rope", "--option_schedule", "theta", "0=1000"], "begin at step 0 and are at least two"),
+        (["--encoding", "rope", "--option_schedule", "0=1000", "2=2000"], "begins with the name of an option"),
+        (["--encoding", "rope", "--option_schedule", "theta", "1000"], "is not of the form step=value"),
+        (["--encoding", "rope", "--option_schedule", "x", "0=1", "2=2", "--anneal", "theta=1:2"], "exclude each other"),
         (["--encoding", "yarn", "--anneal", "factor=4"], "not of the form option=start:end"),
         (["--encoding", "yarn", "--factor", "2", "--anneal", "factor=1:4"], "factor is given twice"),
         (["--encoding", "yarn", "--anneal", "factor=1:4", "--max_steps", "-1"], "needs a number of steps"),

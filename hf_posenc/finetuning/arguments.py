@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import torch
 from transformers import TrainingArguments
@@ -21,8 +22,10 @@ from ..evaluation.corpus import TextArguments
 from ..evaluation.models import DTYPES
 from ..flags import Foreign, at_least
 from ..flags import parse as parse_flags
-from ..training import PositionScheme, create_scheme, describe_scheme, list_schemes
+from ..training import Anneal, PositionScheme, Stages, create_scheme, describe_scheme, list_schemes
 from ..variants import FACTOR, STOCK, name_of, own_options, parse_layers
+
+N = TypeVar("N", int, float)
 
 
 def number_of_steps(flag: str, value: int) -> None:
@@ -178,6 +181,10 @@ class CourseArguments:
     anneal_steps: Annotated[int | None, at_least(1)] = field(default=None, metadata={"help": "steps that --anneal takes; default all"})
     anneal_shape: str = field(default="linear", metadata={"help": "way of --anneal", "choices": ["linear", "geometric"]})
     anneal_every: Annotated[int, at_least(1)] = field(default=1, metadata={"help": "steps between two values of --anneal"})
+    option_schedule: list[str] = field(
+        default_factory=list,
+        metadata={"help": "stages of an option of the encoding, by name and as step=value: theta 0=1000000 1000=5000000"},
+    )
     length_schedule: list[str] = field(
         default_factory=list, metadata={"help": "lengths that blocks are cut into, as step=length: 0=256 100=512 200=1024"}
     )
@@ -262,6 +269,27 @@ class Settings(NamedTuple):
         return create_scheme(course.position_scheme, self.training.seed, **options)
 
     @property
+    def moving(self) -> Anneal | None:
+        """What moves an option of the encoding while the model trains; ValueError where it cannot be had."""
+        course, options = self.course, encoding_options(self.encoding)
+        if not (course.anneal or course.option_schedule):
+            return None
+        if course.anneal and course.option_schedule:
+            raise ValueError("--anneal and --option_schedule exclude each other: stages may be as many as you like")
+        flag = "--anneal" if course.anneal else "--option_schedule"
+        if self.encoding.encoding == STOCK:
+            raise ValueError(f"{flag} moves an option of an encoding: name it with --encoding")
+        option, values = read_anneal(course.anneal) if course.anneal else read_stages(course.option_schedule)
+        if option in options:
+            raise ValueError(f"{option} is given twice: {flag} says where it starts and ends")
+        name = name_of(self.encoding.encoding)
+        if isinstance(values, dict):
+            return Stages(name, option, values, **options)
+        if (steps := course.anneal_steps or self.training.max_steps) < 1:
+            raise ValueError("--anneal needs a number of steps: --anneal_steps or --max_steps")
+        return Anneal(name, option, *values, steps, course.anneal_every, course.anneal_shape == "geometric", **options)
+
+    @property
     def sources(self) -> list[Source]:
         """Where the blocks come from, the long text first; ValueError for shares that are none.
 
@@ -325,13 +353,6 @@ def check_course(settings: Settings) -> None:
         raise ValueError(
             f"--length_schedule ends at {max(lengths.values()):,} tokens, --block_size is {data.block_size:,}: make them equal"
         )
-    if moving := read_anneal(course.anneal):
-        if settings.encoding.encoding == STOCK:
-            raise ValueError("--anneal moves an option of an encoding: name it with --encoding")
-        if (course.anneal_steps or settings.training.max_steps) < 1:
-            raise ValueError("--anneal needs a number of steps: --anneal_steps or --max_steps")
-        if moving[0] in encoding_options(settings.encoding):
-            raise ValueError(f"{moving[0]} is given twice: --anneal {course.anneal} says where it starts and ends")
 
 
 def encoding_options(asked: EncodingArguments) -> dict[str, Any]:
@@ -399,21 +420,32 @@ def divide_by_length(sources: list[Source]) -> list[Source]:
     return divided
 
 
-def read_anneal(anneal: str | None) -> tuple[str, float, float] | None:
-    """`factor=1:4` as ("factor", 1.0, 4.0)."""
-    if anneal is None:
-        return None
+def read_anneal(anneal: str) -> tuple[str, tuple[float, float]]:
+    """`factor=1:4` as ("factor", (1.0, 4.0))."""
     option, _, ends = anneal.partition("=")
     try:
         start, end = map(float, ends.split(":"))
     except ValueError:
         raise ValueError(f"--anneal {anneal!r} is not of the form option=start:end, such as factor=1:4") from None
-    return option, start, end
+    return option, (start, end)
+
+
+def read_stages(schedule: list[str]) -> tuple[str, dict[int, float]]:
+    """`["theta", "0=10000", "100=50000"]` as ("theta", {0: 10000.0, 100: 50000.0})."""
+    option, *entries = schedule
+    if "=" in option:
+        raise ValueError(f"--option_schedule {' '.join(schedule)} begins with the name of an option, such as theta 0=10000 100=50000")
+    return option, read_steps("--option_schedule", entries, float)
 
 
 def read_lengths(schedule: list[str]) -> dict[int, int]:
     """`["0=256", "100=512"]` as {0: 256, 100: 512}."""
+    return read_steps("--length_schedule", schedule, int)
+
+
+def read_steps(flag: str, entries: list[str], kind: Callable[[str], N]) -> dict[int, N]:
+    """`["0=256", "100=512"]` by its steps."""
     try:
-        return {int(step): int(length) for step, length in (entry.split("=") for entry in schedule)}
+        return {int(step): kind(value) for step, value in (entry.split("=") for entry in entries)}
     except ValueError:
-        raise ValueError(f"--length_schedule {' '.join(schedule)} is not of the form step=length, such as 0=256 100=512") from None
+        raise ValueError(f"{flag} {' '.join(entries)} is not of the form step=value, such as 0=256 100=512") from None

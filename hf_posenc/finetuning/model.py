@@ -15,7 +15,7 @@ from ..extras import extra
 from ..patching import patch_of
 from ..training import chunk_loss, separate_documents
 from ..variants import name_of
-from .arguments import STOCK, CourseArguments, Settings, encoding_options, read_anneal
+from .arguments import STOCK, CourseArguments, Settings, encoding_options
 from .checks import check_finite
 
 
@@ -41,12 +41,12 @@ def load_model(path: str, settings: Settings) -> Any:
 
 def apply_encoding(model: Any, settings: Settings) -> None:
     """Patch the model, and see from what is live in it that this changed something."""
-    asked, moving = settings.encoding, read_anneal(settings.course.anneal)
+    asked, moving = settings.encoding, settings.moving
     if asked.encoding == STOCK:
         return
     options = encoding_options(asked)
     if moving:
-        options[moving[0]] = moving[2]  # where the schedule ends: it may begin with what the model has
+        options[moving.option] = moving.value(moving.steps)  # where the schedule ends: it may begin with what the model has
     before = hf_posenc.inspect(model).fingerprint
     hf_posenc.patch(model, name_of(asked.encoding), **options)
     if hf_posenc.inspect(model).fingerprint == before:

@@ -15,9 +15,8 @@ from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.processes import Processes
 from ..evaluation.report import own_bar_only
 from ..files import check_writable, write_atomically
-from ..training import Anneal, LengthEvaluation, ProgressiveLengths, TaskEvaluation, check_isolation, perplexities, unpack
-from ..variants import name_of
-from .arguments import Settings, encoding_options, parse, read_anneal, read_lengths
+from ..training import LengthEvaluation, ProgressiveLengths, TaskEvaluation, check_isolation, perplexities, unpack
+from .arguments import Settings, parse, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
 from .checks import check_settings
 from .data import load_blocks
@@ -122,16 +121,13 @@ def begin(settings: Settings, description: str) -> None:
 
 def schedules(settings: Settings) -> list[Any]:
     """What goes with training and is to be attached to the Trainer: positions, lengths, an encoding that changes."""
-    course, training = settings.course, settings.training
     found: list[Any] = []
-    if lengths := read_lengths(course.length_schedule):
+    if lengths := read_lengths(settings.course.length_schedule):
         found.append(ProgressiveLengths(lengths))
     if (scheme := settings.positions) is not None:  # around the collator that cuts rows
         found.append(scheme)
-    if moving := read_anneal(course.anneal):
-        steps, geometric = course.anneal_steps or training.max_steps, course.anneal_shape == "geometric"
-        options = encoding_options(settings.encoding)
-        found.append(Anneal(name_of(settings.encoding.encoding), *moving, steps, course.anneal_every, geometric, **options))
+    if (moving := settings.moving) is not None:
+        found.append(moving)
     return found
 
 

@@ -3,7 +3,7 @@
 from .lengths import LengthEvaluation, perplexities, window_nll
 from .loss import chunk_loss, full_loss
 from .packing import IGNORED, check_isolation, pack, separate_documents, unpack
-from .schedules import Anneal, ProgressiveLengths
+from .schedules import Anneal, ProgressiveLengths, Stages
 from .schemes import PositionScheme, create_scheme, describe_scheme, list_schemes, scheme
 from .schemes.pose import PoSE
 from .schemes.randomized import RandomizedPositions
@@ -17,6 +17,7 @@ __all__ = [
     "PositionScheme",
     "ProgressiveLengths",
     "RandomizedPositions",
+    "Stages",
     "TaskEvaluation",
     "check_isolation",
     "chunk_loss",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import TrainerCallback, default_data_collator
 
 from .. import catalogue, inspection, patching
 from ..encodings import ENCODINGS, Geometry, PositionalEncoding, create
+
+S = TypeVar("S", int, float)
 
 
 class Anneal(TrainerCallback):
@@ -65,12 +67,15 @@ class Anneal(TrainerCallback):
 
     def value(self, step: int) -> float:
         """The option after so many optimizer steps."""
+        value = self._value(step)
+        return round(value) if is_whole(self.encoding, self.option) else value
+
+    def _value(self, step: int) -> float:
         if step >= self.steps:
             return self.end
         part = (step - step % self.every) / self.steps
         change = self.start * (self.end / self.start) ** part - self.start if self.geometric else (self.end - self.start) * part
-        value = self.start + change
-        return round(value) if is_whole(self.encoding, self.option) else value
+        return self.start + change
 
     def attach(self, trainer: Any) -> Anneal:
         """Patch the model of `trainer` at `start`, and change it as it trains.
@@ -83,16 +88,16 @@ class Anneal(TrainerCallback):
         for value in sorted({self.value(step) for step in range(self.steps + 1)}):
             self._build(model, value)
         before = {id(parameter) for parameter in model.parameters()}
-        with patching.patched(model, self.encoding, **self._arguments(self.start)):
+        with patching.patched(model, self.encoding, **self._arguments(self.value(0))):
             start = inspection.inspect(model).fingerprint
-        with patching.patched(model, self.encoding, **self._arguments(self.end)):
+        with patching.patched(model, self.encoding, **self._arguments(self.value(self.steps))):
             end, after = inspection.inspect(model).fingerprint, {id(parameter) for parameter in model.parameters()}
         if start == end:
             raise ValueError(f"{self.name} from {self.start} to {self.end} changes nothing in this model (fingerprint {start})")
         if trainer.optimizer is not None and before != after:
             raise ValueError(f"the optimizer has parameters that {self.encoding!r} takes out of the model: patch before making it")
         self.trainer = trainer
-        self._move(model, self.start)
+        self._move(model, self.value(0))
         # First in the list: a callback that evaluates when training ends is to see the final value, and a log written after
         # the one that decides what happens at the end of a step would take back its decision to log the loss.
         trainer.callback_handler.callbacks.insert(0, self)
@@ -132,6 +137,38 @@ class Anneal(TrainerCallback):
         pairs = zip(self._build(model, one), self._build(model, other), strict=True)
         found = [(a.frequencies(), b.frequencies()) for a, b in pairs]
         return any(a is None or b is None or a[1] != b[1] or not torch.equal(a[0], b[0]) for a, b in found)
+
+
+class Stages(Anneal):
+    """Gives one option of the positional encoding other values from certain optimizer steps on.
+
+    As theta is raised from stage to stage together with the length (EasyContext, github.com/jzhang38/EasyContext; ProLong,
+    arXiv:2410.02660), for which `ProgressiveLengths` takes the same steps. All else is as with `Anneal`.
+
+    Args:
+        encoding: a name from `list_encodings()`, without learned parameters.
+        option: the one of its options that changes, a number.
+        schedule: optimizer step -> value from that step on, for example {0: 1e6, 1000: 5e6}.
+        options: other arguments of `patch`, constant.
+
+    Raises:
+        ValueError: the schedule does not begin at step 0 or has no second value; or as with `Anneal`.
+    """
+
+    def __init__(self, encoding: str, option: str, schedule: Mapping[int, float], **options: Any):
+        self.schedule = dict(sorted(schedule.items()))
+        if len(self.schedule) < 2 or min(self.schedule) != 0:
+            raise ValueError(f"the stages of {encoding}.{option} begin at step 0 and are at least two, got {dict(schedule)}")
+        values = list(self.schedule.values())
+        super().__init__(encoding, option, values[0], values[-1], max(self.schedule), **options)
+
+    def _value(self, step: int) -> float:
+        return in_force(self.schedule, step)
+
+
+def in_force(schedule: dict[int, S], step: int) -> S:
+    """What a schedule, sorted by the steps from which its entries hold, says of a step."""
+    return next(value for begin, value in reversed(schedule.items()) if begin <= step)
 
 
 def has_parameters(name: str, arguments: dict[str, Any]) -> bool:
@@ -176,7 +213,7 @@ class ProgressiveLengths(TrainerCallback):
 
     def length(self, step: int) -> int:
         """Tokens in a row while the model makes optimizer step number `step`, from 0."""
-        return next(length for begin, length in reversed(self.schedule.items()) if begin <= step)
+        return in_force(self.schedule, step)
 
     def attach(self, trainer: Any) -> ProgressiveLengths:
         """Collate for `trainer`, and follow its steps.

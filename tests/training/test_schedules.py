@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 import hf_posenc
 from hf_posenc.patching import patch_of
-from hf_posenc.training import Anneal, LengthEvaluation, ProgressiveLengths
+from hf_posenc.training import Anneal, LengthEvaluation, ProgressiveLengths, Stages
 from hf_posenc.training.packing import cut_blocks
 
 LENGTH = 24
@@ -101,6 +101,28 @@ def test_every_so_many_steps_and_whole_numbers(tmp_path):
     trainer.train()
     (placement,) = patch_of(trainer.model).placements
     assert placement.request.options == {"window": 14}
+
+
+def test_stages_of_theta_and_length_begin_with_the_same_steps(tmp_path):
+    """As EasyContext and ProLong raise them: every step sees the theta and the length of its stage, and as many tokens as the others."""
+    trainer, live, shapes = trainer_of(tmp_path), Live(theta_of), []
+    ProgressiveLengths({0: 6, 2: 12, 5: 24}).attach(trainer)
+    Stages("rope", "theta", {5: 64.0, 0: 4.0, 2: 16.0}).attach(trainer)
+    trainer.add_callback(live)
+    trainer.model.register_forward_pre_hook(lambda module, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True)
+    trainer.train()
+    assert list(live.steps.values()) == pytest.approx([4, 4, 16, 16, 16, 64], rel=1e-3)
+    assert shapes == [(8, 6), (8, 6), (4, 12), (4, 12), (4, 12), (2, 24)]
+    assert theta_of(trainer.model) == pytest.approx(64, rel=1e-3)
+    assert [entry["rope.theta"] for entry in trainer.state.log_history if "rope.theta" in entry] == [4.0, 16.0, 64.0]
+    window = Stages("rerope", "window", {0: 4.0, 3: 14.0})  # as a command line reads them
+    assert [window.value(step) for step in (0, 2, 3, 9)] == [4, 4, 14, 14] and isinstance(window.value(9), int)
+
+
+@pytest.mark.parametrize("schedule", [{}, {0: 4.0}, {1: 4.0, 2: 5.0}])
+def test_stages_begin_at_the_first_step_and_are_several(schedule):
+    with pytest.raises(ValueError, match="begin at step 0 and are at least two"):
+        Stages("rope", "theta", schedule)
 
 
 def test_a_resumed_run_goes_on_at_the_value_of_its_checkpoint(tmp_path):
