@@ -190,7 +190,7 @@ def test_two_processes_train_on_the_mix_that_one_does(folder, model):
         (["--mix", "books.jsonl", "--text", "text.txt"], "--mix says where the text comes from"),
         (["--mix", "books.jsonl", "books.jsonl"], "is named twice"),
         (["--dataset", "books.jsonl", "--replay", "books.jsonl", "--replay_share", "0.1"], "is named twice"),
-        (["--text", "a.txt", "--replay", "a.txt", "--replay_share", "0.1"], "a.txt is in --text and in --replay"),
+        (["--text", "a.txt", "--replay", "./b/../a.txt", "--replay_share", "0.1"], "a.txt is in --text and in --replay"),
         (["--dataset", "books.jsonl", "--replay", "web.jsonl"], "give both, or neither"),
         (["--dataset", "books.jsonl", "--replay_share", "0.4"], "give both, or neither"),
         (["--replay", "web.jsonl", "--replay_share", "1.5"], "--replay_share must be a finite number of at least 0 and at most 1, got 1.5"),

@@ -304,7 +304,7 @@ class Settings(NamedTuple):
         replayed = data.replay_share or 0.0
         text = read_sources("--mix", data.mix, 1 - replayed, data.min_length) or [Source(data.dataset, 1 - replayed, data.min_length)]
         replay = [source._replace(replayed=True) for source in read_sources("--replay", data.replay, replayed)]
-        if twice := [source.path for source in replay if source.path in data.text]:
+        if twice := [source.path for source in replay if any(same_file(source.path, file) for file in data.text)]:
             raise ValueError(f"{twice[0]} is in --text and in --replay: give it as --dataset, and --min_length divides its documents")
         return divide_by_length(text + replay)
 
@@ -383,23 +383,19 @@ def read_sources(flag: str, entries: list[str], total: float, min_length: int = 
     if given and (len(given) < len(found) or not math.isclose(sum(given), 1, abs_tol=1e-6)):
         missing = f", and {len(found) - len(given)} have none" if len(given) < len(found) else ""
         raise ValueError(f"the shares of {flag} sum to {sum(given):g}{missing}: give each source its share, of 1 in all: a.jsonl@0.3 ...")
-    return [
-        Source(path, total * (1 / len(found) if share is None else share), own.get("min_length", min_length)) for path, share, own in found
-    ]
+    return [Source(path, total * (1 / len(found) if share is None else share), own or min_length) for path, share, own in found]
 
 
-def read_source(flag: str, entry: str) -> tuple[str, float | None, dict[str, Any]]:
-    """`b.jsonl:min_length=512@0.7` as ("b.jsonl", 0.7, {"min_length": 512})."""
+def read_source(flag: str, entry: str) -> tuple[str, float | None, int | None]:
+    """`b.jsonl:min_length=512@0.7` as ("b.jsonl", 0.7, 512)."""
     name, at, word = entry.rpartition("@")
     try:
         share = positive(f"{flag} {entry!r}: the share after @", float(word), at_most=1) if at else None
     except ValueError:
         raise ValueError(f"{flag} {entry!r}: a share is a number above 0 and at most 1, as in books.jsonl@0.3") from None
     path, colon, option = (name if at else entry).partition(":min_length=")
-    if not colon:
-        return path, share, {}
     try:
-        return path, share, {"min_length": count(f"{flag} {entry!r}: min_length", int(option))}
+        return path, share, count(f"{flag} {entry!r}: min_length", int(option)) if colon else None
     except ValueError:
         raise ValueError(f"{flag} {entry!r}: min_length is a number of tokens, as in books.jsonl:min_length=65536@0.3") from None
 
@@ -412,7 +408,7 @@ def divide_by_length(sources: list[Source]) -> list[Source]:
     """
     divided = []
     for source in sources:
-        others = [other.min_length for other in sources if other is not source and other.path == source.path]
+        others = [other.min_length for other in sources if other is not source and same_file(other.path, source.path)]
         if source.min_length in others:
             raise ValueError(f"{source} is named twice: give one of them another min_length (path:min_length=65536@share), or leave it out")
         longer = [length for length in others if length > source.min_length]
@@ -428,6 +424,11 @@ def read_anneal(anneal: str) -> tuple[str, tuple[float, float]]:
     except ValueError:
         raise ValueError(f"--anneal {anneal!r} is not of the form option=start:end, such as factor=1:4") from None
     return option, (start, end)
+
+
+def same_file(one: str | None, other: str | None) -> bool:
+    """Whether two paths, or names of datasets, are of the same."""
+    return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
 
 
 def read_stages(schedule: list[str]) -> tuple[str, dict[int, float]]:

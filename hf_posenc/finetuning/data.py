@@ -32,7 +32,7 @@ def load_blocks(settings: Settings, tokenizer: Any) -> Blocks:
     """
     sources = settings.sources
     packed = [pack_source(source, settings, tokenizer) for source in sources]
-    packed[0], test = hold_out(packed[0], settings)
+    packed[0], test = hold_out(packed[0], settings, sources[0].path or "the text")
     if len(sources) == 1:
         return Blocks(packed[0], test, "")
     counts = blocks_of_each(sources, [len(blocks) for blocks in packed], rows_to_train_on(settings.training))
@@ -53,7 +53,7 @@ def pack_source(source: Source, settings: Settings, tokenizer: Any) -> Any:
         raise CorpusError(f"{source.path}: {error}" if source.path else str(error)) from None
 
 
-def hold_out(blocks: Any, settings: Settings) -> tuple[Any, Any]:
+def hold_out(blocks: Any, settings: Settings, name: str) -> tuple[Any, Any]:
     """Blocks without their end, and the end, which has the tokens to evaluate on."""
     size, wanted = settings.data.block_size, settings.evaluation.eval_tokens
     if wanted is None:
@@ -62,12 +62,12 @@ def hold_out(blocks: Any, settings: Settings) -> tuple[Any, Any]:
     kept = len(blocks) - math.ceil(wanted / size) - 1
     if kept < 1:
         available = unpack(blocks).numel()
-        raise CorpusError(f"the text has {available:,} tokens: not enough for a block of {size:,} and {wanted:,} held out")
+        raise CorpusError(f"{name} has {available:,} tokens: not enough for a block of {size:,} and {wanted:,} held out")
     test = blocks.select(range(kept, len(blocks)))
     held_out, longest = unpack(test).numel(), settings.eval_lengths[-1]
     if held_out < longest:
         raise CorpusError(
-            f"only {held_out:,} tokens are held out for the test at {longest:,} tokens; raise --eval_tokens or bring more text"
+            f"only {held_out:,} tokens of {name} are held out for the test at {longest:,} tokens; raise --eval_tokens or bring more text"
         )
     return blocks.select(range(kept)), test
 

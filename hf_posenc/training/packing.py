@@ -17,6 +17,8 @@ from ..evaluation.token_nll import evaluating, input_device
 
 IGNORED = -100
 """The label that the loss of transformers leaves out."""
+AT_A_TIME = 1 << 20
+"""Tokens that are packed together, or more where blocks are long."""
 DOCUMENTS = (3, 4, 2)
 """Tokens of the documents on which a model shows that it keeps them apart."""
 
@@ -30,11 +32,11 @@ def pack(
     min_length: int = 1,
     max_length: int | None = None,
 ) -> Dataset:
-    """Documents as blocks of exactly `block_size` tokens, EOS after each document. No token is there twice, and none of a document that
-    is long enough is lost, unless `min_length` says so.
+    """Documents as blocks of exactly `block_size` tokens, EOS after each document. No token is there twice, and none is lost but what
+    `min_length` and `max_length` leave out.
 
-    Tokens and blocks are cached by `datasets`. 1,000 documents are packed at a time, so memory does not grow with the data; what is
-    left of them is filled up with padding that no loss counts.
+    Tokens and blocks are cached by `datasets`. Documents of about a million tokens, or 16 blocks, are packed at a time, so memory does
+    not grow with the data; what is left of them is filled up with padding that no loss counts.
 
     With `boundaries`, positions start again at 0 with each document and with each block, which is how transformers tells packed
     documents apart: no token sees, or is predicted from, another document. In a stock model that holds without a KV cache and without
@@ -76,7 +78,14 @@ def pack(
     available = sum(map(len, tokens["input_ids"])) if len(tokens) < block_size else block_size
     if available < block_size:
         raise CorpusError(f"the text has {available:,} tokens, fewer than one block of {block_size:,}: bring more text or a smaller block")
-    return tokens.map(cut, batched=True, remove_columns=tokens.column_names, num_proc=num_proc, desc="packing")
+    count = documents_of(tokens, max(AT_A_TIME, 16 * block_size))
+    return tokens.map(cut, batched=True, batch_size=count, remove_columns=tokens.column_names, num_proc=num_proc, desc="packing")
+
+
+def documents_of(tokens: Dataset, wanted: int) -> int:
+    """How many documents have about so many tokens, going by the first 1,000."""
+    lengths = [len(ids) for ids in tokens.take(1000)["input_ids"]]
+    return max(1, wanted * len(lengths) // max(1, sum(lengths)))
 
 
 def of_length(tokens: Dataset, min_length: int, max_length: int | None, num_proc: int | None) -> Dataset:

@@ -1,6 +1,7 @@
 """Packed blocks, and documents that do not see each other in them."""
 
 import copy
+import math
 import random
 from collections import Counter
 from itertools import chain
@@ -19,7 +20,7 @@ from hf_posenc.architectures import ARCHITECTURES
 from hf_posenc.compat import CACHE, CHECKPOINTING
 from hf_posenc.evaluation import CorpusError
 from hf_posenc.training import IGNORED, check_isolation, pack, separate_documents, unpack
-from hf_posenc.training.packing import cut_blocks, reads_documents, whole_ends
+from hf_posenc.training.packing import cut_blocks, documents_of, reads_documents, whole_ends
 
 LENGTHS = (4, 14, 6)
 """Of the documents of one block; the second is longer than the native context of the tiny models."""
@@ -135,6 +136,14 @@ def test_lengths_that_no_document_has_say_how_long_they_are(tokenizer):
         pack(texts(*DOCUMENTS), tokenizer, 8, min_length=64)
     with pytest.raises(CorpusError, match=r"at least 17 and at most 20 tokens"):
         pack(texts(*DOCUMENTS), tokenizer, 8, min_length=17, max_length=20)
+
+
+def test_short_documents_fill_long_blocks(tokenizer):
+    """A batch of `datasets` is 1,000 documents: one at a time, they would leave half of all blocks empty here."""
+    found = pack(texts(*["abcd"] * 3000), tokenizer, 4096)
+    assert len(found) == math.ceil(3000 * 5 / 4096)
+    assert documents_of(Dataset.from_dict({"input_ids": [[1] * 4, [2] * 6] * 3}), 50) == 10
+    assert documents_of(Dataset.from_dict({"input_ids": [[1] * 400]}), 50) == 1
 
 
 def trainable(family, name=None, **changes):
