@@ -2,6 +2,12 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +19,7 @@ from hf_posenc import finetuning
 from hf_posenc.cli import main
 from hf_posenc.evaluation.budget import Budget
 from hf_posenc.evaluation.corpus import embedded_corpus
-from hf_posenc.evaluation.kept import Kept
+from hf_posenc.evaluation.kept import FOLDER, Kept
 from hf_posenc.evaluation.result import Interrupted
 from hf_posenc.patching import patch_of
 from hf_posenc.recommending.candidates import TRIED
@@ -73,7 +79,7 @@ def test_what_was_measured_is_taken_and_ctrl_c_leaves_it(loaded, tmp_path):
 
     with pytest.raises(Interrupted) as stopped:
         hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path, say=say)
-    assert len(stopped.value.result.rows) == 2 and len([*tmp_path.rglob("*.json")]) == 4
+    assert len(stopped.value.result.rows) == 2 and len([*tmp_path.rglob("*.json")]) == 5, "four measurements, and the first round"
     first = hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     again = hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path)
@@ -114,6 +120,20 @@ def test_what_takes_far_too_long_is_stopped_and_named(loaded, monkeypatch):
     assert not any(module._forward_pre_hooks for module in model.modules())
     search.find("alibi")
     assert not search.rows["alibi"].asked, "it is not begun again"
+
+
+def test_a_call_that_goes_on_reads_the_lengths_of_the_one_that_was_stopped(loaded, tmp_path):
+    """Whatever time either has taken so far; another budget has another first round."""
+
+    def search(budget, passed):
+        found = Search(*loaded, 1024, 64, [], budget, Kept.of(tmp_path, weights="x"), silent)
+        found.started -= passed
+        found.paces = {"stock": (128, 1.0)}
+        return found
+
+    first = search(1.0, 0.0).first(6)
+    assert first == search(1.0, 20.0).first(6) == search(0.98, 0.0).first(6)
+    assert search(1.0, 20.0).longest(6) < first < search(2.0, 0.0).first(6)
 
 
 @pytest.mark.parametrize(
@@ -167,3 +187,28 @@ def test_a_command_without_time_says_so(small, tmp_path, capsys):
     words = ["recommend", str(small), "--length", str(LENGTH), "--budget", "1e-9", "--output_dir", str(tmp_path)]
     assert main(words) == 0
     assert "give it more time" in capsys.readouterr().out and (tmp_path / "recommend.json").exists()
+
+
+@pytest.mark.slow
+def test_a_command_that_was_killed_goes_on(small, tmp_path):
+    """What is on disk is not measured again, and what is recommended is what a run in one piece recommends."""
+    words = ["recommend", str(small), "--length", str(LENGTH), "--budget", "5", "--device", "cpu", "--output_dir"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(hf_posenc.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-m", "hf_posenc.cli", *words, str(killed)], env=environment, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while len(found := [*killed.rglob("*.json")]) < 6:
+        assert time.monotonic() < end and process.poll() is None, "it did not come that far"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (killed / "recommend.json").exists()
+    times = {path: path.stat().st_mtime_ns for path in found}
+    assert main([*words, str(killed)]) == main([*words, str(whole)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in found} == times
+    assert {path.name for path in (killed / FOLDER).iterdir()} == {path.name for path in (whole / FOLDER).iterdir()}
+    went_on, one = (Recommendation.load(each / "recommend.json") for each in (killed, whole))
+    assert (went_on.line, went_on.refused, {*went_on.rows}) == (one.line, one.refused, {*one.rows})
+    for label, row in one.rows.items():
+        again = went_on.rows[label]
+        assert (again.options, again.found, again.asked) == (row.options, row.found, row.asked)
+        assert again.nats == pytest.approx(row.nats, rel=1e-5) and again.short == (row.short and pytest.approx(row.short, rel=1e-5))

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ from hf_posenc.evaluation.retrieval.effective import Threshold, interval, means
 from hf_posenc.evaluation.tasks import create
 
 pytest.importorskip("wonderwords")
+RECIPE = Path(__file__).parents[1] / "recipes" / "retrieval.py"
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT["PYTHONPATH"] = os.pathsep.join(filter(None, [str(RECIPE.parents[1]), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="module")
@@ -207,19 +212,42 @@ def test_depths_have_heat_maps_of_their_own(folder, tmp_path):
 @pytest.mark.slow
 def test_processes_of_the_recipe_share_the_prompts(folder, tmp_path):
     """Two ranks of a real torchrun: the numbers of one process."""
-    recipe = Path(__file__).parents[1] / "recipes" / "retrieval.py"
     arguments = ["--model", str(folder), *RUN, "--encoding", "stock", "--output_dir"]
     assert main(["retrieval", *arguments, str(tmp_path / "alone")]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(recipe)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(recipe.parents[1]), os.environ.get("PYTHONPATH")]))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(RECIPE)]
     shared = tmp_path / "shared"
-    done = subprocess.run([*launcher, *arguments, str(shared)], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launcher, *arguments, str(shared)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for file in (tmp_path / "alone").glob("stock-*.json"):
         one, two = (json.loads((folder / file.name).read_text()) for folder in (file.parent, shared))
         assert (one["processes"], two["processes"]) == (1, 2)
         assert [cell["nats"] for cell in two["cells"]] == pytest.approx([cell["nats"] for cell in one["cells"]], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_recipe_goes_on_after_it_was_killed(folder, tmp_path):
+    """What the journal has is not measured again: the result takes over what was changed there. The other numbers are those of one run."""
+    words = ["--model", str(folder), "--tasks", "niah_single_1", "json_kv", "--lengths", "900", "--trials", "4", "--device", "cpu"]
+    words += ["--output_dir"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([sys.executable, str(RECIPE), *words, str(killed)], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while sum(path.read_bytes().count(b"\n") for path in killed.glob("unfinished/*.jsonl")) < 3:
+        assert time.monotonic() < end and process.poll() is None, "it did not come that far"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not [*killed.glob("*.json")]
+    (journal,) = killed.glob("unfinished/*.jsonl")
+    first, *rest = journal.read_text().split("\n")
+    journal.write_text("\n".join([json.dumps({**json.loads(first), "seconds": 1e6}), *rest, '{"length": 900, "de']))
+    assert main(["retrieval", *words, str(killed)]) == main(["retrieval", *words, str(whole)]) == 0
+    assert not (killed / "unfinished").exists()
+    for file in whole.glob("stock-*.json"):
+        one, again = (json.loads((each / file.name).read_text()) for each in (whole, killed))
+        assert again["complete"] and (again["seconds"] > 1e6) == (again["protocol"] == "niah_single_1")
+        for cell, other in zip(one["cells"], again["cells"], strict=True):
+            assert all(cell[name] == other[name] for name in ("length", "context", "trials", "scores", "exact", "generated"))
+            assert cell["nats"] == pytest.approx(other["nats"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,10 @@ def test_the_only_label_counts_as_in_babilong(target, said, question, score):
 )
 def test_what_follows_the_random_string_is_compared_as_in_mrcr(said, score):
     """Numbers of `grade` (dataset card of openai/mrcr), run on the same outputs."""
-    assert scores.similar_after(said, "aYooSG8CQgA poem of tapirs", "aYooSG8CQg") == score
+    answer = "aYooSG8CQgA poem of tapirs"
+    assert scores.similar_after(said, answer, answer[:MARK]) == score
+    assert create("mrcr").score(f" {said}", (answer,), "") == score, "the prompt owes a space"
+    assert create("mrcr").score(f"  {said}", (answer,), "") == create("mrcr").score(f"\n{said}", (answer,), "") == 0.0
 
 
 def test_a_json_object_has_the_key_once_and_two_examples(by_byte):

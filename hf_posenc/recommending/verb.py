@@ -143,7 +143,7 @@ class Search:
         self.rows = {STOCK: Row({})} | {label: Row(options) for label, options in found.items()}
         self.read(STOCK, self.native)
         self.read_short(STOCK)
-        first, self.reserved = self.longest(len(found)), (1 - FIRST) * self.left
+        first, self.reserved = self.first(len(found)), (1 - FIRST) * self.left
         for label in found:
             self.read(label, first)
         self.reserved = 0.0
@@ -166,6 +166,14 @@ class Search:
     def best(self, labels: Iterable[str], number: int, length: int) -> list[str]:
         """The best of those that have read a text of that length."""
         return best({label: self.rows[label] for label in labels if length in self.rows[label].nats}, number)
+
+    def first(self, number: int) -> int:
+        """The length of the first round: it is kept, or a call that goes on would read other lengths than the one that was stopped.
+
+        About the same budget is the same: the command takes the time to load the model from it.
+        """
+        asked = {"what": "first round", "number": number, "length": self.length, "budget": f"{self.budget:.1g}"}
+        return self.kept.get(asked, lambda: {"length": self.longest(number)})["length"]
 
     def longest(self, number: int) -> int:
         """The longest text that so many can read in the first round."""

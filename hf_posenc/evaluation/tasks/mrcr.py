@@ -78,7 +78,7 @@ class Mrcr(Task):
         )
 
     def score(self, said: str, references: tuple[str, ...], question: str) -> float:
-        return similar_after(said.lstrip(), references[0], references[0][:MARK])
+        return similar_after(said.removeprefix(" "), references[0], references[0][:MARK])  # the space after "Assistant:"
 
 
 def exchange(form: str, topic: str, answer: str) -> str:
