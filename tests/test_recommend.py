@@ -126,8 +126,8 @@ def test_a_call_that_goes_on_reads_the_lengths_of_the_one_that_was_stopped(loade
     """Whatever time either has taken so far; another budget has another first round."""
 
     def search(budget, passed):
-        found = Search(*loaded, 1024, 64, [], budget, Kept.of(tmp_path, weights="x"), silent)
-        found.started -= passed
+        found = Search(*loaded, 1024, 64, [], Budget(budget), Kept.of(tmp_path, weights="x"))
+        found.budget.started -= passed
         found.paces = {"stock": (128, 1.0)}
         return found
 

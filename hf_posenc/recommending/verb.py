@@ -172,7 +172,7 @@ class Search:
 
         About the same budget is the same: the command takes the time to load the model from it.
         """
-        asked = {"what": "first round", "number": number, "length": self.length, "budget": f"{self.budget:.1g}"}
+        asked = {"what": "first round", "number": number, "length": self.length, "budget": f"{self.budget.minutes:.1g}"}
         return self.kept.get(asked, lambda: {"length": self.longest(number)})["length"]
 
     def longest(self, number: int) -> int:
