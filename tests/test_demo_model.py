@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_posenc.cli import main
 from hf_posenc.evaluation import DemoModelError, demo_model, embedded_corpus, fetch_demo_model, perplexity, resolve_model
 
 
@@ -110,3 +111,10 @@ def test_the_demo_model_speaks_english_and_can_be_trained_and_saved(tmp_path):
     model(**prompt, labels=prompt["input_ids"]).loss.backward()
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size > 5e8
+
+
+def test_the_command_says_where_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_POSENC_CACHE", str(tmp_path))
+    (tmp_path / "SmolLM2-135M-Instruct").mkdir()
+    assert main(["fetch-demo-model"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "SmolLM2-135M-Instruct")

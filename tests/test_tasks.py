@@ -1,14 +1,16 @@
 """Tasks: what a prompt is, in how many tokens, and how the authors of the benchmarks score an answer."""
 
 import re
+import string
 from collections import Counter
 
 import pytest
 from questions import save_questions
 from tiny import save_tiny
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_posenc.evaluation import tasks
+from hf_posenc.evaluation import resolve_model, tasks
 from hf_posenc.evaluation.retrieval import Prompts
 from hf_posenc.evaluation.tasks import TASKS, names_of, scores
 from hf_posenc.evaluation.tasks.babilong import PLACES, THINGS
@@ -66,6 +68,22 @@ def test_prompt_and_budget_have_exactly_as_many_tokens_as_asked_for(by_byte, nam
         assert prompt.budget == BUDGETS[name.partition("_")[0]]
 
 
+@pytest.mark.slow
+def test_prompts_of_a_real_tokenizer_are_exact_and_whole():
+    """One task of each kind at 128k, all at 4k; what is asked is there from the first to the last word, and so is what is to be found."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo"))
+    kinds = {type(create(name)): name for name in TASKS}
+    for name, length in [*((name, 4096) for name in TASKS), *((name, 131072) for name in kinds.values())]:
+        task = create(name)
+        prompt, question = Prompts(task, tokenizer).prompt(length, None, 1), task.question(length, None, 1)
+        assert prompt.start + max(prompt.budget, len(prompt.input_ids) - prompt.start) == length, (name, length)
+        assert prompt.budget in (task.budget, len(prompt.input_ids) - prompt.start)
+        text = tokenizer.decode(prompt.input_ids[: prompt.start])
+        assert text.startswith(question.before) and text.rstrip(" ").endswith(question.after + question.prefix), (name, length)
+        if not name.startswith("babilong"):
+            assert all(key.removeprefix(prompt.keys[0][:MARK] if name == "mrcr" else "") in text for key in prompt.keys), (name, length)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_prompt_follows_from_its_cell_alone(by_byte, name):
     """Another trial, seed, length and chat template are other prompts; the same ones, asked in another order, are not."""
@@ -89,6 +107,29 @@ def test_the_answers_end_the_prompt(by_byte, name):
     whole = by_byte.decode(prompt.input_ids[prompt.start :])
     assert create(name).score(whole, prompt.keys, prompt.question) == 1.0, "the true answer has the whole score"
     assert create(name).score("", prompt.keys, prompt.question) == 0.0
+
+
+@pytest.fixture(scope="module")
+def by_character():
+    """As SentencePiece does: every text begins with a space, which is a token of its own; `, ` is one token."""
+    vocabulary = {symbol: at for at, symbol in enumerate(["<unk>", "\u2581", ",", ",\u2581", *string.printable])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[(",", "\u2581")], unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Replace("\u2581", " ")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("name", ["niah_multivalue", "niah_single_1", "vt", "cwe", "fwe", "passkey"])
+def test_answers_are_one_text_with_the_question(by_character, name):
+    """Made one by one they would begin with two spaces for tokenizers that put one before every text."""
+    options = {"needles": 3, "ask": "all"} if name == "passkey" else {}
+    prompt = Prompts(create(name, **options), by_character).prompt(8000, None, 0)
+    text = by_character.decode(prompt.input_ids)
+    asked = text[text.rindex(prompt.question) :]
+    ids = by_character(asked, add_special_tokens=False)["input_ids"]
+    assert prompt.input_ids[-len(ids) :].tolist() == ids
+    said = [by_character.decode(prompt.input_ids[[*answer]]).strip(" ,.") for answer in prompt.answers]
+    assert said == [*prompt.keys] and "  " not in asked and prompt.answers[-1].stop == len(prompt.input_ids)
 
 
 @pytest.mark.parametrize("name", TASKS)

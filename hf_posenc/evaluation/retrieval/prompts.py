@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, takewhile
@@ -100,12 +101,10 @@ class Prompts:
         if room < least:
             raise ValueError(f"length {length:,} is too short: the words around the filler have {length - room + least:,} tokens")
         ids = head + context.fill(self.encode, room)
-        start, answers = len(ids) + tail[0].start, []
-        for piece in tail:
-            answers.append(range(len(ids) + piece.first, len(ids) + len(piece.ids)))
-            ids = ids + piece.ids
+        answers = tuple(range(len(ids) + each.start, len(ids) + each.stop) for each in tail.answers)
+        start, ids = len(ids) + tail.start, ids + tail.ids
         budget = len(ids) - start if self.task.budget == 0 else self.task.budget
-        return Prompt(torch.tensor(ids), tuple(answers), question.references, start, budget, question.after)
+        return Prompt(torch.tensor(ids), answers, question.references, start, budget, question.after)
 
     def shortest(self, length: int, depth: float | None, trial: int, other: bool = False) -> int:
         """How many tokens that prompt has with the shortest context that there is."""
@@ -117,15 +116,14 @@ class Prompts:
         """That of the question, or of another one."""
         return self.task.other(length, depth, trial) if other else question.context
 
-    def after(self, tail: list[Piece]) -> int:
+    def after(self, tail: Tail) -> int:
         """Tokens after the context: what is given, and what an answer may have."""
-        return tail[0].start + max(self.task.budget, sum(len(piece.ids) for piece in tail) - tail[0].start)
+        return tail.start + max(self.task.budget, len(tail.ids) - tail.start)
 
-    def words(self, question: Question) -> tuple[list[int], list[Piece]]:
-        """Tokens of what comes first, and of each answer with the words before it."""
+    def words(self, question: Question) -> tuple[list[int], Tail]:
+        """Tokens of what comes first, and of what comes after the context."""
         opening, closing = self.frame(question)
-        given = [closing, *[""] * (len(question.answers) - 1)]
-        return self.bos + self.tokens(opening), [self.answer(*each) for each in zip(given, question.answers, strict=True)]
+        return self.bos + self.tokens(opening), self.tail(closing, question.answers)
 
     def frame(self, question: Question) -> tuple[str, str]:
         """The text before the context, and that between context and answer."""
@@ -138,29 +136,37 @@ class Prompts:
         opening, _, closing = text.partition(SLOT)
         return opening, closing + prefix
 
-    def answer(self, given: str, answer: Answer) -> Piece:
-        """Tokens of what is given, the lead and the answer, as the tokenizer makes them from one text.
+    def tail(self, given: str, answers: Sequence[Answer]) -> Tail:
+        """Tokens of what is given and of all answers, as the tokenizer makes them from one text.
 
         A space that is a token of its own belongs to the words before, one that is part of the first token of an answer to the answer.
         """
-        ids = self.tokens(f"{given}{answer.lead} {answer.text}")
-        return Piece(ids, self.shared(ids, f"{given} "), self.shared(ids, f"{given}{answer.lead} "))
+        before, until, text = [], [], given
+        for answer in answers:
+            before.append(self.tokens(f"{text}{answer.lead} "))
+            text = f"{text}{answer.lead} {answer.text}"
+            until.append(self.tokens(text))
+        ids = until[-1]
+        first = [shared(ids, each) for each in before]
+        stop = [(end := shared(ids, each)) + (end < len(each)) for each in until]  # a token may go on into the next lead
+        return Tail(ids, shared(ids, self.tokens(f"{given} ")), [*map(range, first, stop)])
 
-    def shared(self, ids: list[int], text: str) -> int:
-        """How many of the first tokens are those of a text."""
-        return len([*takewhile(lambda pair: pair[0] == pair[1], zip(ids, self.tokens(text), strict=False))])
+
+def shared(ids: list[int], others: list[int]) -> int:
+    """How many of the first tokens of two texts are the same."""
+    return len([*takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False))])
 
 
 @dataclass(frozen=True)
-class Piece:
-    """An answer with the words before it.
+class Tail:
+    """What comes after the context.
 
     Args:
         ids: all tokens.
-        start: how many of them are given before the answer and its lead.
-        first: how many before the answer.
+        start: how many of them are given before the first answer and its lead.
+        answers: where each is in them.
     """
 
     ids: list[int]
     start: int
-    first: int
+    answers: list[range]
