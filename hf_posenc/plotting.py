@@ -212,6 +212,26 @@ def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | 
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
 
 
+def dress_positions(axes: Any, stops: Iterable[int], marks: Mapping[str, int]) -> None:
+    """The scale of positions within a window, ticks where a doubling ends, and marks of lengths in tokens by what they are."""
+    stops = sorted(stops)
+    ticks = [stop for stop in stops if stop.bit_count() == 1 or stop == stops[-1]]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{stop:,}" for stop in ticks])
+    axes.minorticks_off()
+    for (what, at), dots in zip(marks.items(), (1.5, 4), strict=False):
+        axes.axvline(at, color="0.35", linestyle=(0, (1, dots)), linewidth=2, label=f"{what} {at:,}", zorder=0)
+
+
+def finish(figure: Any, axes: Any, xlabel: str, ylabel: str) -> Any:
+    """Labels, lines told apart, grid and legend."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    tell_apart(axes)
+    plain(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
+    return figure
+
+
 def save(figure: Any, path: Path) -> Path:
     """Write the picture in one step: a reader never sees half of one."""
     return replace_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or None, dpi=160))

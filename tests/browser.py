@@ -88,9 +88,12 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def picture(self):
-        """The page from top to bottom, as PNG."""
-        return base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def picture(self, selector="html"):
+        """An element, by default the page from top to bottom, as PNG."""
+        box = f"JSON.stringify(document.querySelector({selector!r}).getBoundingClientRect())"
+        place = {name: value for name, value in json.loads(self.run(box)).items() if name in ("x", "y", "width", "height")}
+        place["y"] += self.run("window.scrollY")
+        return base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=True, clip={**place, "scale": 1})["data"])
 
     @property
     def problems(self):

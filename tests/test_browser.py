@@ -5,13 +5,17 @@ from pathlib import Path
 
 import browser
 import design
+import matplotlib.colors
 import matplotlib.image
 import pytest
 from test_comparison import SMALL
-from tiny import options_for
+from test_finetune_report import reported
+from test_recipe_finetune import arguments
+from tiny import options_for, save_tiny
 
 import hf_posenc
 from hf_posenc import comparison
+from hf_posenc.plotting import COLOURS
 from hf_posenc.showing.plots import PANELS
 
 pytestmark = [
@@ -65,6 +69,21 @@ def test_what_a_study_leaves(opened, tmp_path):
     column = "[...document.querySelectorAll('.results tbody tr')].map(row => row.cells[0].textContent)"
     opened.run("document.querySelector('.results th').click()")
     assert opened.run(column) == ["alibi", "rope"] and opened.problems == []
+
+
+def test_the_report_of_a_fine_tuning_run(opened, tmp_path):
+    (tmp_path / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 100)
+    more = ["--encoding", "yarn", "--factor", "4", "--eval_lengths", "32", "128", "--eval_tasks", "passkey", "--eval_tasks_lengths", "400"]
+    reported(arguments(save_tiny(tmp_path / "model"), tmp_path / "text.txt", tmp_path, *more, "--logging_steps", "2"))
+    whole(opened, tmp_path / "report.html", 2, width=400)
+    whole(opened, tmp_path / "report.html", 2)
+    assert (
+        opened.run("[...document.querySelectorAll('h2')].length") == 5 and opened.run("document.querySelectorAll('.tasks td').length") == 4
+    )
+    for picture in ("positions", "loss"):
+        shown = matplotlib.image.imread(io.BytesIO(opened.picture(f"img#{picture}")))[..., :3]
+        for colour in COLOURS[:2]:  # of the curves before and after, of training and held-out text
+            assert (abs(shown - matplotlib.colors.to_rgb(colour)) < 0.02).all(-1).sum() > 300, (picture, colour)
 
 
 def test_a_page_that_asks_for_something_is_found_out(opened, tmp_path):

@@ -416,7 +416,7 @@ def test_the_estimate_measures_and_touches_nothing(gpt2, text, tmp_path):
 )
 def test_the_estimate_of_memory_is_what_training_takes(more, model, text, tmp_path):
     flags = [f"--{more.split()[0]}", more.split()[1]] if more else []
-    quiet = ["--encoding", "kerple", "--max_steps", "2", "--save_strategy", "no", "--eval_on_start", "false"]
+    quiet = ["--encoding", "kerple", "--max_steps", "2", "--save_strategy", "no", "--eval_on_start", "false", "--report", "false"]
     _, trainer, evaluation = prepare(finetuning.parse(arguments(model, text, tmp_path, *quiet, *flags)))
     trainer.remove_callback(evaluation)
     found = estimate(trainer)
@@ -653,7 +653,7 @@ def test_two_processes_train_what_one_does(model, text, tmp_path):
     two.remove("--use_cpu"), two.remove("true")  # found out on a machine without accelerators
     done = subprocess.run([*launch, *command(*two)[1:]], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "2 process(es)" in done.stdout and done.stdout.count("eval_nll@64:") == 1
+    assert "2 process(es)" in done.stdout and done.stdout.count("eval_nll@64:") == done.stdout.count("report: ") == 1
     fit(arguments(model, text, tmp_path / "one", *shared, "--per_device_train_batch_size", "4"))
     losses = [[e["loss"] for e in history(tmp_path / name) if "loss" in e] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

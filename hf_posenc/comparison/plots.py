@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..plotting import ceiling, clipped, dress, from_the_top, label_clipped, new_axes, plain, styles, tell_apart, usable
+from ..plotting import ceiling, clipped, dress, dress_positions, finish, from_the_top, label_clipped, new_axes, styles, usable
 from .summary import Spread, Summary
 
 Curves = Mapping[str, Mapping[int, Spread]]
@@ -29,11 +29,7 @@ def position_figure(summaries: Sequence[Summary], train_length: int, unit: str) 
     """Nats of a prediction against the position it is made at, in windows of the longest length."""
     figure, axes = new_axes()
     draw(axes, {s.label: s.by_position for s in summaries}, by_last_value({s.label: s.by_position for s in summaries}))
-    stops = sorted({stop for s in summaries for stop in s.by_position})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(stops, [f"{stop:,}" for stop in stops])
-    axes.minorticks_off()
-    axes.axvline(train_length, color="0.35", linestyle=(0, (1, 1.5)), linewidth=2, label=f"trained at {train_length:,}", zorder=0)
+    dress_positions(axes, {stop for s in summaries for stop in s.by_position}, {"trained at": train_length})
     return finish(figure, axes, f"position ({unit}s), up to", "nats")
 
 
@@ -59,12 +55,3 @@ def draw(axes: Any, curves: Curves, order: Sequence[str], top: float = math.inf,
         if band := {at: (value.mean, value.std) for at, value in curve.items() if value.std is not None and value.std < value.mean}:
             low, high = ([min(mean + sign * std, 1.3 * top) for mean, std in band.values()] for sign in (-1, 1))
             axes.fill_between(list(band), low, high, color=look["color"], alpha=0.18, linewidth=0)
-
-
-def finish(figure: Any, axes: Any, xlabel: str, ylabel: str) -> Any:
-    """Labels, grid and legend."""
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    tell_apart(axes)
-    plain(axes)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
-    return figure

@@ -62,7 +62,7 @@ TRAINING = Foreign(
         **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers"), at_least(0)),
     },
 )
-FREE = ("loss_chunk", "num_proc", "estimate_only", "expect_processes")
+FREE = ("loss_chunk", "num_proc", "estimate_only", "expect_processes", "report")
 """Settings that make no difference to the trained model."""
 
 
@@ -215,6 +215,7 @@ class EvaluationArguments:
     )
     eval_trials: Annotated[int, at_least(1)] = field(default=5, metadata={"help": "prompts for each of --eval_tasks and length"})
     eval_generate: bool = field(default=False, metadata={"help": "score what the model writes, and not answers teacher-forced"})
+    report: bool = field(default=True, metadata={"help": "write report.html, with the loss by position before and after"})
 
 
 class Settings(NamedTuple):

@@ -20,15 +20,24 @@ from .checks import check_finite
 
 
 def load_model(path: str, settings: Settings) -> Any:
-    """The model with its new encoding, which must reach the longest input, its loss in chunks, and LoRA adapters where asked for.
+    """The model as it is.
 
     Raises:
-        ValueError: the encoding cannot be had, does not reach that far, or is there already; the model cannot train in the way asked for.
+        ValueError: it cannot be loaded, or has weights that are no numbers.
     """
     asked = settings.model
     chosen = {"attn_implementation": asked.attn_implementation} if asked.attn_implementation else {}
     model = read_model(path, dtype=asked.dtype, **chosen)
     check_finite(model, path)
+    return model
+
+
+def make_ready(model: Any, settings: Settings) -> Any:
+    """The model with its new encoding, which must reach the longest input, its loss in chunks, and LoRA adapters where asked for.
+
+    Raises:
+        ValueError: the encoding cannot be had, does not reach that far, or is there already; the model cannot train in the way asked for.
+    """
     apply_encoding(model, settings)
     check_position_table(model, settings.reach)
     claim_length(model, settings.longest)

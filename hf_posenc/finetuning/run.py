@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from typing import Any, cast
 
+import torch
 from transformers import default_data_collator, set_seed
 
 from ..command import INTERRUPTED, exit_status
@@ -14,14 +15,18 @@ from ..evaluation.demo_model import resolve_model
 from ..evaluation.models import check_tokenizer, load_tokenizer
 from ..evaluation.processes import Processes
 from ..evaluation.report import own_bar_only
+from ..extras import MissingExtra
 from ..files import check_writable, write_atomically
+from ..page import check_pages
 from ..training import LengthEvaluation, ProgressiveLengths, TaskEvaluation, check_isolation, perplexities, unpack
 from .arguments import Settings, parse, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
 from .checks import check_settings
 from .data import load_blocks
 from .estimate import estimate
-from .model import describe_model, load_model
+from .html import page
+from .model import describe_model, load_model, make_ready
+from .record import PAGE, Record
 from .verify import reloads
 
 Prepared = tuple[Settings, CheckpointTrainer, LengthEvaluation]
@@ -69,9 +74,13 @@ def prepare(settings: Settings) -> Prepared:
     tasks = tasks_of(settings, tokenizer)
     with settings.training.main_process_first(desc="packing"):
         train_blocks, test_blocks, mix = load_blocks(settings, tokenizer)
+    record = record_of(settings, unpack(test_blocks))
     set_seed(settings.training.seed)
     model = load_model(path, settings)
     check_tokenizer(tokenizer, model)
+    if record is not None:
+        record.look(model)
+    model = make_ready(model, settings)
     if settings.positions is not None:
         settings.positions.prepare(model, tokenizer)  # before there is a Trainer, which makes its folder
     description = describe_model(model)  # --anneal takes the model back to where it starts
@@ -80,13 +89,16 @@ def prepare(settings: Settings) -> Prepared:
         change.attach(trainer)
     if settings.boundaries:
         check_isolation(model)
+    text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
+    placed = f"positions: {settings.positions}" if settings.positions is not None else ""
+    description = "\n".join(filter(None, [description, text, mix, placed, f"{processes.count} process(es)"]))
     if processes.main:
-        text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
-        placed = f"positions: {settings.positions}" if settings.positions is not None else ""
-        begin(settings, "\n".join(filter(None, [description, text, mix, placed, f"{processes.count} process(es)"])))
+        begin(settings, description)
     evaluation = LengthEvaluation(unpack(test_blocks), settings.eval_lengths).attach(trainer)
     if tasks is not None:
         tasks.attach(trainer)
+    if record is not None:
+        record.attach(trainer, evaluation, description)
     return settings, trainer, evaluation
 
 
@@ -96,6 +108,19 @@ def tasks_of(settings: Settings, tokenizer: Any) -> TaskEvaluation | None:
     if not asked.eval_tasks:
         return None
     return TaskEvaluation(tokenizer, asked.eval_tasks, settings.tasks_lengths, asked.eval_trials, asked.eval_generate)
+
+
+def record_of(settings: Settings, ids: torch.Tensor) -> Record | None:
+    """What measures for the report; None where there is to be none, or what makes it is not installed."""
+    if settings.course.estimate_only or not settings.evaluation.report:
+        return None
+    try:
+        check_pages()
+    except MissingExtra as missing:
+        if settings.training.process_index == 0:
+            print(f"no report: {missing}")
+        return None
+    return Record(settings, ids)
 
 
 def make_trainer(settings: Settings, model: Any, tokenizer: Any, train_blocks: Any, test_blocks: Any) -> CheckpointTrainer:
@@ -157,8 +182,17 @@ def finish(settings: Settings, trainer: CheckpointTrainer, evaluation: LengthEva
         return 0
     for (name, nats), perplexity in zip(evaluation.last.items(), perplexities(evaluation.last.values()), strict=True):
         print(f"{name}: {nats:.4f} nats, perplexity {perplexity:.2f}", flush=True)
-    for tasks in (each for each in trainer.callback_handler.callbacks if isinstance(each, TaskEvaluation)):
-        print("".join(f"{name}: {score:.0%}\n" for name, score in tasks.last.items()), end="", flush=True)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TaskEvaluation):
+            print("".join(f"{name}: {score:.0%}\n" for name, score in callback.last.items()), end="", flush=True)
+    write_report(settings, trainer)
     # Without the wrapper that computes in the precision of training: the reloaded model has none.
     model = cast(Any, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
     return int(not reloads(model, settings.output, evaluation.ids[None, : evaluation.lengths[0]]))
+
+
+def write_report(settings: Settings, trainer: CheckpointTrainer) -> None:
+    """The page, where there is to be one."""
+    for record in trainer.callback_handler.callbacks:
+        if isinstance(record, Record):
+            print(f"report: {write_atomically(settings.output / PAGE, page(settings, trainer, record))}", flush=True)
