@@ -22,6 +22,7 @@ compares encoding and logits. Everything of transformers' TrainingArguments is a
     --anneal factor=1:16 --anneal-shape geometric    an option of the encoding that changes with the steps
     --length-schedule 0=1024 200=4096            short rows first
     --boundaries cross                           blocks run across documents, which otherwise do not see each other
+    --loss longce:short=1024,stride=256          LongCE: what a long context helps to predict counts more
     --loss-chunk 0                               all logits at once, as in stock transformers
     --lora-rank 8                                LoRA through PEFT, and the parameters of the encoding itself in full. The adapter
                                                  carries the encoding: PEFT loads it on the stock base after `import hf_posenc`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, cast
@@ -22,8 +22,8 @@ from ..evaluation.corpus import TextArguments
 from ..evaluation.models import DTYPES
 from ..flags import Foreign, at_least
 from ..flags import parse as parse_flags
-from ..training import Anneal, PositionScheme, Stages, create_scheme, describe_scheme, list_schemes
-from ..variants import FACTOR, STOCK, name_of, own_options, parse_layers
+from ..training import Anneal, LongCE, PositionScheme, Stages, create_scheme, describe_scheme, list_schemes
+from ..variants import FACTOR, STOCK, name_of, own_options, parse_layers, told
 
 N = TypeVar("N", int, float)
 
@@ -62,6 +62,8 @@ TRAINING = Foreign(
         **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers"), at_least(0)),
     },
 )
+PLAIN, LONGCE = "ce", "longce"
+"""Losses."""
 FREE = ("loss_chunk", "num_proc", "estimate_only", "expect_processes", "report")
 """Settings that make no difference to the trained model."""
 
@@ -188,6 +190,13 @@ class CourseArguments:
     length_schedule: list[str] = field(
         default_factory=list, metadata={"help": "lengths that blocks are cut into, as step=length: 0=256 100=512 200=1024"}
     )
+    loss: str = field(
+        default=PLAIN,
+        metadata={
+            "help": f"{PLAIN}, or {LONGCE}: what a long context helps to predict counts more, with options as "
+            f"{LONGCE}:gamma=5,short=4096,stride=1024"
+        },
+    )
     loss_chunk: Annotated[int, at_least(0)] = field(
         default=1024, metadata={"help": "tokens whose logits exist at a time; 0 computes all logits at once, as stock"}
     )
@@ -310,6 +319,17 @@ class Settings(NamedTuple):
         return divide_by_length(text + replay)
 
     @property
+    def weights(self) -> LongCE | None:
+        """How tokens are weighed in the loss; ValueError for a loss that there is not."""
+        name, options = name_of(self.course.loss), own_options(self.course.loss)
+        takes = {PLAIN: (), LONGCE: tuple(field.name for field in fields(LongCE))}
+        if name not in takes:
+            raise ValueError(f"--loss {self.course.loss}: there is no such loss; there are: {', '.join(takes)}")
+        if unknown := [option for option in options if option not in takes[name]]:
+            raise ValueError(f"--loss {name!r} has no option {unknown[0]!r}. It takes {told(takes[name])}")
+        return LongCE(**options) if name == LONGCE else None
+
+    @property
     def boundaries(self) -> bool:
         """Whether the documents of a block are kept apart."""
         if self.data.boundaries is None:
@@ -344,6 +364,8 @@ def parse(argv: list[str] | None = None) -> Settings:
 def check_course(settings: Settings) -> None:
     """Raise ValueError for schedules that exclude each other."""
     course, data = settings.course, settings.data
+    if (weights := settings.weights) is not None:
+        check_weights(weights, settings)
     target = None if (scheme := settings.positions) is None else scheme.target_length
     if target is not None and target <= data.block_size:
         raise ValueError(
@@ -354,6 +376,20 @@ def check_course(settings: Settings) -> None:
         raise ValueError(
             f"--length_schedule ends at {max(lengths.values()):,} tokens, --block_size is {data.block_size:,}: make them equal"
         )
+
+
+def check_weights(weights: LongCE, settings: Settings) -> None:
+    """Raise ValueError where tokens could not be weighed."""
+    length = settings.data.block_size
+    if not weights.reads(length):
+        raise ValueError(
+            f"--loss {weights} weighs no token of blocks of {length:,} tokens, which have no longer context: lower short and stride, "
+            "or raise --block_size"
+        )
+    if not settings.course.loss_chunk:
+        raise ValueError(f"--loss {LONGCE} is computed in chunks: give --loss_chunk a number of tokens")
+    if settings.training.label_smoothing_factor:
+        raise ValueError(f"--loss {LONGCE} and --label_smoothing_factor exclude each other")
 
 
 def encoding_options(asked: EncodingArguments) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..evaluation.models import read_model
 from ..evaluation.reach import check_position_table
 from ..extras import extra
 from ..patching import patch_of
-from ..training import chunk_loss, separate_documents
+from ..training import LongCE, chunk_loss, separate_documents
 from ..variants import name_of
 from .arguments import STOCK, CourseArguments, Settings, encoding_options
 from .checks import check_finite
@@ -44,7 +44,7 @@ def make_ready(model: Any, settings: Settings) -> Any:
     if settings.boundaries:
         _keep_apart(model)
     if settings.course.loss_chunk:
-        _chunk(model, settings.course.loss_chunk)
+        _chunk(model, settings.course.loss_chunk, settings.weights)
     return model if settings.course.lora_rank is None else add_lora(model, settings.course)
 
 
@@ -89,9 +89,9 @@ def _keep_apart(model: Any) -> None:
         raise ValueError(f"{error}; --boundaries cross does so") from None
 
 
-def _chunk(model: Any, chunk: int) -> None:
+def _chunk(model: Any, chunk: int, weights: LongCE | None) -> None:
     try:
-        chunk_loss(model, chunk)
+        chunk_loss(model, chunk, weights)
     except ValueError as error:
         raise ValueError(f"{error}; --loss_chunk 0 trains with the full loss") from None
 

@@ -91,7 +91,7 @@ def prepare(settings: Settings) -> Prepared:
         check_isolation(model)
     text = f"text: {len(train_blocks):,} blocks of {settings.data.block_size:,} tokens"
     placed = f"positions: {settings.positions}" if settings.positions is not None else ""
-    description = "\n".join(filter(None, [description, text, mix, placed, f"{processes.count} process(es)"]))
+    description = "\n".join(filter(None, [description, text, mix, placed, loss_of(settings), f"{processes.count} process(es)"]))
     if processes.main:
         begin(settings, description)
     evaluation = LengthEvaluation(unpack(test_blocks), settings.eval_lengths).attach(trainer)
@@ -142,6 +142,14 @@ def begin(settings: Settings, description: str) -> None:
     print(description, flush=True)
     if not settings.course.estimate_only:
         write_atomically(settings.output / SETTINGS, json.dumps(settings.identity, indent=1))
+
+
+def loss_of(settings: Settings) -> str:
+    """A line on a loss with weights, and what these cost."""
+    if (weights := settings.weights) is None:
+        return ""
+    more = weights.reads(settings.data.block_size)
+    return f"loss: {weights}, for which {more:.1f} tokens are read without gradients for each that is trained on"
 
 
 def schedules(settings: Settings) -> list[Any]:

@@ -1,6 +1,7 @@
 """What training with `Trainer` needs beside it: packing, a loss in chunks, position schemes, schedules, evaluation at several lengths."""
 
 from .lengths import LengthEvaluation, perplexities, window_nll
+from .longce import LongCE
 from .loss import chunk_loss, full_loss
 from .packing import IGNORED, check_isolation, pack, separate_documents, unpack
 from .schedules import Anneal, ProgressiveLengths, Stages
@@ -13,6 +14,7 @@ __all__ = [
     "IGNORED",
     "Anneal",
     "LengthEvaluation",
+    "LongCE",
     "PoSE",
     "PositionScheme",
     "ProgressiveLengths",

@@ -18,15 +18,20 @@ from transformers.utils import can_return_tuple
 
 from ..compat import CACHE
 from ..evaluation.token_nll import Head, decode, evaluating, find_head, input_device, output_head
+from .longce import LongCE
 from .packing import IGNORED
 
 CHUNK = "loss_chunk"
 """Attribute of a model that holds the size of its chunks."""
+WEIGHTS = "loss_weights"
+"""Attribute of a model that holds how tokens are weighed while it trains, or None."""
+ROWS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
+"""Inputs with a place for each token, the second dimension; the last one of positions."""
 MARK = "chunks_loss"
 """Attribute of a forward that computes the loss in chunks."""
 
 
-def chunk_loss(model: Any, chunk: int = 1024) -> Any:
+def chunk_loss(model: Any, chunk: int = 1024, weights: LongCE | None = None) -> Any:
     """Let `model(..., labels=...)` compute its loss `chunk` tokens at a time, inside its own forward, and return no logits.
 
     The numbers are those of transformers' `ForCausalLMLoss`: labels shifted, -100 left out, the mean over `num_items_in_batch` where
@@ -38,6 +43,7 @@ def chunk_loss(model: Any, chunk: int = 1024) -> Any:
     Args:
         model: a transformers causal language model, or a PEFT model around one.
         chunk: tokens of all rows together whose logits are in memory at a time.
+        weights: of the tokens while the model trains; label smoothing, which has no labels left here, knows nothing of them.
 
     Returns:
         the model.
@@ -53,6 +59,7 @@ def chunk_loss(model: Any, chunk: int = 1024) -> Any:
         check_model(base)
         base.forward = MethodType(_chunked_forward(type(base).forward), base)
     setattr(base, CHUNK, chunk)
+    setattr(base, WEIGHTS, weights)
     return model
 
 
@@ -62,6 +69,7 @@ def full_loss(model: Any) -> Any:
     if is_chunked(base):
         del base.forward
         delattr(base, CHUNK)
+        delattr(base, WEIGHTS)
     return model
 
 
@@ -129,9 +137,13 @@ def _with_loss(
     **inputs: Any,
 ) -> CausalLMOutputWithPast:
     refuse_router_loss(model.config, inputs)
-    states = model.get_decoder()(**inputs)
+    head, chunk, weights = output_head(model), getattr(model, CHUNK), getattr(model, WEIGHTS) if model.training else None
     targets = shift(labels) if shift_labels is None else shift_labels
-    nats = chunked_nats(output_head(model), states.last_hidden_state, targets, getattr(model, CHUNK))
+    short = None if weights is None else short_nats(model, head, weights, targets, chunk, inputs)  # before anything is kept for backward
+    states = model.get_decoder()(**inputs)
+    nats = chunked_nats(head, states.last_hidden_state, targets, chunk)
+    if weights is not None and short is not None:
+        nats = nats * weights.weights(nats, short.to(nats))
     loss = nats if by_token else mean_nats(nats, targets, num_items_in_batch)
     kept = {name: states.get(name) for name in (CACHE, "hidden_states", "attentions")}
     return CausalLMOutputWithPast(loss=loss, **kept)
@@ -168,3 +180,31 @@ def _nats(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets.to(logits.device), ignore_index=IGNORED, reduction="none")
+
+
+@torch.no_grad()
+def short_nats(model: Any, head: Head, weights: LongCE, targets: Tensor, chunk: int, inputs: dict[str, Any]) -> Tensor:
+    """Nats [B, L] of the targets given a short context; NaN where there is no shorter one than the row has."""
+    found = torch.full(targets.shape, torch.nan, dtype=torch.promote_types(model.dtype, torch.float32), device=targets.device)
+    for start, stop in weights.windows(targets.shape[1]):
+        read, here = slice(start, stop - 1), slice(start + weights.short - 1, stop - 1)  # what predicts the last token is read last
+        states = model.get_decoder()(**cut_inputs(inputs, read)).last_hidden_state[:, weights.short - 1 :]
+        found[:, here] = chunked_nats(head, states, targets[:, here], chunk).to(found)
+    return found
+
+
+def cut_inputs(inputs: dict[str, Any], read: slice) -> dict[str, Any]:
+    """The inputs of some tokens of each row, to be read by themselves.
+
+    Raises:
+        ValueError: an input that is not one of `ROWS`, or a mask that has more dimensions.
+    """
+    cut: dict[str, Any] = {"use_cache": False}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and name in ROWS and not (name == "attention_mask" and value.ndim != 2):
+            cut[name] = value[..., read] if name == "position_ids" else value[:, read]
+        elif isinstance(value, Tensor) or (name == CACHE and value is not None):
+            raise ValueError(f"LongCE cannot cut {name} into short contexts: train without it, or with the plain loss")
+        elif name != "use_cache" and not name.startswith("output_"):
+            cut[name] = value
+    return cut

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, defau
 
 import hf_posenc
 from hf_posenc.benchmarking import peak_bytes
-from hf_posenc.training import chunk_loss, full_loss
+from hf_posenc.training import LongCE, chunk_loss, full_loss
 
 SCALED = {
     "cohere": {"logit_scale": 3.0},
@@ -301,9 +301,9 @@ def test_after_training_in_bfloat16_the_model_is_still_itself(tmp_path):
 RANK = """
 import json, pathlib, sys
 sys.path.insert(0, sys.argv[3])
-from test_loss import model_of, sharded, trained
+from test_loss import WEIGHTS, model_of, sharded, trained
 from hf_posenc.training import chunk_loss
-trainer, losses = trained(chunk_loss(model_of(), 5), sys.argv[1])
+trainer, losses = trained(chunk_loss(model_of(), 5, WEIGHTS), sys.argv[1])
 assert trainer.accelerator.num_processes == 2 and type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
 if trainer.is_world_process_zero():
     pathlib.Path(sys.argv[2]).write_text(json.dumps(losses))
@@ -312,15 +312,19 @@ __import__("torch").distributed.destroy_process_group()
 """
 
 
+WEIGHTS = LongCE(gamma=3.0, short=3, stride=2)
+
+
 def sharded():
     """In each process: a model whose weights lie in pieces on the two (FSDP2) has the loss and the gradients of a whole one."""
-    model, whole = chunk_loss(model_of(), 4), model_of()
-    for module in (*model.model.layers, model):
-        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
-    ours, found = step(model, **batch())
-    stock, expected = step(whole, **batch())
-    assert ours.logits is None and ours.loss.item() == pytest.approx(stock.loss.item(), rel=1e-6)
-    assert_same({name: gradient.full_tensor() for name, gradient in found.items()}, expected)
+    for weights in (None, WEIGHTS):
+        model, whole = chunk_loss(model_of(), 4, weights), chunk_loss(model_of(), 4, weights) if weights else model_of()
+        for module in (*model.model.layers, model):
+            fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+        ours, found = step(model, **batch())
+        stock, expected = step(whole, **batch())
+        assert ours.logits is None and ours.loss.item() == pytest.approx(stock.loss.item(), rel=1e-6)
+        assert_same({name: gradient.full_tensor() for name, gradient in found.items()}, expected)
 
 
 @pytest.mark.slow
@@ -332,5 +336,5 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     arguments = [str(tmp_path / "two"), str(losses), str(here)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    _, one = trained(model_of(), tmp_path / "one", per_device_train_batch_size=4)
+    _, one = trained(chunk_loss(model_of(), 5, WEIGHTS), tmp_path / "one", per_device_train_batch_size=4)
     assert json.loads(losses.read_text())[:-1] == pytest.approx(one[:-1], rel=1e-4)
