@@ -136,6 +136,19 @@ def test_a_call_that_goes_on_reads_the_lengths_of_the_one_that_was_stopped(loade
     assert search(1.0, 20.0).longest(6) < first < search(2.0, 0.0).first(6)
 
 
+def test_what_is_asked_for_is_tried_first(loaded, monkeypatch):
+    """Factors that were found, and an encoding with other options than it would be tried with."""
+    monkeypatch.setattr("hf_posenc.recommending.candidates.TRIED", ("yarn", "rerope"))
+    factors = [1.0, 1.5, 3.0, 4.0]
+    table = {"target_length": LENGTH, "short_factor": factors, "long_factor": factors}
+    found = hf_posenc.recommend(*loaded, LENGTH, budget=5, encodings={"longrope": table, "rerope": {"window": 8}})
+    assert [*found.rows][:4] == ["stock", "longrope", "rerope", "yarn"]
+    assert found.rows["longrope"].options == table and found.rows["rerope"].options == {"window": 8}
+    with pytest.raises(ValueError, match="long_factor needs one number a rotated pair"):
+        hf_posenc.recommend(*loaded, LENGTH, encodings={"longrope": {"factor": 4.0, "long_factor": [2.0]}}, say=pytest.fail)
+    assert not patch_of(loaded[0]).placements
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -20,26 +20,31 @@ NARROWER = 0.5
 """Times the native context: the window of a remap whose default is nearly all of it."""
 
 
-def candidates(model: Any, length: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Encodings for a text of `length` tokens with their options, the stock model first; and why others are left out."""
+def candidates(model: Any, length: int, asked: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Encodings for a text of `length` tokens with their options, the stock model first, then those asked for; why others are left out.
+
+    Raises:
+        ValueError: one that is asked for cannot be patched in.
+    """
+    check_live(model, asked)
+    reaching = {name: {"target_length": length} if "target_length" in taken(name) else {} for name in TRIED if name not in asked}
     found: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
-    for name in (STOCK, *TRIED):
-        options = {"target_length": length} if name != STOCK and "target_length" in taken(name) else {}
+    for name, options in {STOCK: {}, **asked, **reaching}.items():
         try:
             check_live(model, {name: options})
             if name == STOCK:
                 check_position_table(model, length)
-            found[name] = options
+            found[name] = dict(options)
         except ValueError as error:
             refused[name] = str(error)
     return found, refused
 
 
 def variants(plan: Plan, length: int, native: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Other options of encodings that did well."""
+    """Other options of encodings that did well, where nobody asked for these."""
     for label, options in plan.items():
-        if label == STOCK:
+        if label not in TRIED:
             continue
         if "target_length" in options:
             yield f"{label}:target_length={(far := round(FARTHER * length))}", {**options, "target_length": far}

@@ -33,6 +33,10 @@ class RecommendArguments(ModelArguments):
     )
     budget: Annotated[float, positive] = field(default=20.0, metadata={"help": "minutes"})
     text: list[str] = field(default_factory=list, metadata={"help": "files to read, UTF-8; default English that every Python has"})
+    encoding: list[str] = field(
+        default_factory=list,
+        metadata={"help": "to try first, with options as yarn:factor=4, or in a file as longrope:runs/search/longrope.json"},
+    )
     output_dir: str = field(default="runs/recommend", metadata={"help": "where recommend.json and recommend.png go, and what is measured"})
 
 
@@ -54,7 +58,7 @@ def run(arguments: RecommendArguments) -> Recommendation:
         shutil.rmtree(output / FOLDER, ignore_errors=True)
     budget = max(arguments.budget - (time.monotonic() - begun) / 60, 1e-9)
     try:
-        found = recommend(model, tokenizer, length, budget=budget, texts=texts, kept=output, say=announced)
+        found = recommend(model, tokenizer, length, budget=budget, texts=texts, encodings=arguments.encoding, kept=output, say=announced)
     except Interrupted as stopped:
         written(stopped.result, output)
         raise

@@ -15,14 +15,14 @@ from torch.nn import ModuleList
 from ..evaluation.budget import Budget, Say, silent
 from ..evaluation.corpus import SHORT, SHORT_TEXTS, Document, adds_bos, cut, encode_texts
 from ..evaluation.kept import Kept
-from ..evaluation.models import check_tokenizer, encoded, weights_digest
+from ..evaluation.models import Plan, check_tokenizer, encoded, weights_digest
 from ..evaluation.perplexity import perplexity
 from ..evaluation.result import Interrupted
 from ..evaluation.retrieval import passkey
 from ..exporting import ENGINES, export
 from ..inspection import inspect
 from ..patching import patch_of
-from ..variants import STOCK
+from ..variants import STOCK, Encodings, plan_of
 from .candidates import candidates, variants
 from .recommendation import Recommendation, Row, best
 
@@ -54,6 +54,7 @@ def recommend(
     *,
     budget: float = 20.0,
     texts: Sequence[str] | None = None,
+    encodings: Encodings = (),
     kept: str | os.PathLike | None = None,
     say: Say = silent,
 ) -> Recommendation:
@@ -72,11 +73,12 @@ def recommend(
         length: to reach, in tokens; beyond the native context.
         budget: minutes.
         texts: to read, those that have `length` tokens; default English that every Python has.
+        encodings: to try first, names with their options: factors of `hf_posenc.search`, as {"longrope": found.options}.
         kept: folder that keeps what is measured, so that the same call goes on after it was stopped.
         say: called with a line for each measurement.
 
     Raises:
-        ValueError: a model that is patched, a length within its native context, no budget.
+        ValueError: a model that is patched, a length within its native context, no budget, an encoding of yours that is refused.
         CorpusError: no text is long enough.
         Interrupted: Ctrl-C; it carries what was found.
     """
@@ -88,7 +90,9 @@ def recommend(
     clock = Budget(budget, say)
     check_tokenizer(tokenizer, model)
     identity = {"weights": weights_digest(model), "dtype": str(model.dtype), "device": str(model.device)}
-    search = Search(model, tokenizer, length, native, documents_of(tokenizer, texts, length), clock, Kept.of(kept, **identity))
+    search = Search(
+        model, tokenizer, length, native, documents_of(tokenizer, texts, length), clock, Kept.of(kept, **identity), plan_of(encodings)
+    )
     try:
         search.run()
     except KeyboardInterrupt:
@@ -114,6 +118,7 @@ class Search:
     documents: list[Document]
     budget: Budget
     kept: Kept
+    asked_for: Plan = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
@@ -136,7 +141,7 @@ class Search:
 
     def run(self) -> None:
         """All of them."""
-        found, self.refused = candidates(self.model, self.length)
+        found, self.refused = candidates(self.model, self.length, self.asked_for)
         self.rows = {STOCK: Row({})} | {label: Row(options) for label, options in found.items()}
         self.read(STOCK, self.native)
         self.read_short(STOCK)

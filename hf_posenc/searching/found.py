@@ -106,7 +106,7 @@ class Found(Saved):
         """What it is worth; a sentence each."""
         if self.options is None:
             return ["nothing was measured: give it more time (--budget)"]
-        said = [f"{self.measured} vectors of factors were measured in {self.seconds / 60:.1f} of {self.budget:g} minutes"]
+        said = [f"{self.measured} vectors of factors were measured in {self.seconds / 60:.1f} of {self.budget:.3g} minutes"]
         if self.gain is None:
             return [*said, "there was no time to compare it on what the search has not seen: give it more (--budget)"]
         ratio = math.exp(-self.gain)
