@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from contextlib import nullcontext
 from random import Random
 
 import pytest
@@ -15,14 +17,17 @@ import hf_posenc
 from hf_posenc.cli import main
 from hf_posenc.encodings import Geometry, create
 from hf_posenc.encodings.rotary.rope import is_fixed
-from hf_posenc.evaluation.corpus import CorpusError, embedded_corpus
+from hf_posenc.evaluation.budget import Budget
+from hf_posenc.evaluation.corpus import CorpusError, Document, embedded_corpus
+from hf_posenc.evaluation.kept import Kept
 from hf_posenc.evaluation.reach import is_length_dependent
 from hf_posenc.evaluation.result import Interrupted
 from hf_posenc.patching import patch_of
 from hf_posenc.searching.evolution import Evolution
 from hf_posenc.searching.found import FOUND, Found, Held
 from hf_posenc.searching.space import METHODS, SEEDS, Space
-from hf_posenc.searching.trials import halves, samples_of
+from hf_posenc.searching.trials import Sample, Trials, halves, samples_of
+from hf_posenc.searching.verb import Search, Spent
 from hf_posenc.variants import read_plan
 
 LENGTH = 128
@@ -236,6 +241,20 @@ def test_without_time_nothing_is_begun(loaded):
         found.save_options("nowhere.json")
 
 
+def test_the_comparison_has_its_time(loaded):
+    """A text takes a minute: of ten, the first two vectors may have all, later ones leave five for what was found and four encodings."""
+    space = Space(patch_of(loaded[0]).geometry(0), LENGTH)
+    sample = Sample([Document("text", torch.arange(LENGTH))], None, [])
+    trials = Trials(*loaded, LENGTH, 64, sample, sample, Kept.of(None), pace=60.0)
+    found = Found("m", 64, LENGTH, "longrope", "perplexity", 0, 16, 0, 10.0)
+    searching = Search(space, space.seeds(), trials, Budget(10.0), found)
+    for measured, passed, fits in ((0, 530, True), (1, 530, True), (1, 550, False), (2, 230, True), (2, 250, False)):
+        searching.evolution.scores = dict.fromkeys([*space.seeds().values()][:measured], 1.0)
+        searching.clock.started, trials.pace = time.monotonic() - passed, 60.0
+        with nullcontext() if fits else pytest.raises(Spent):
+            searching.measure([*space.seeds().values()][-1])
+
+
 def test_pieces_that_are_held_out_are_not_searched_on(loaded):
     for tokens, samples in ((2, 5), (3, 1), (9, 2)):
         read, held = halves(loaded[1], [TEXT[: 100 * tokens]], 100, samples)
@@ -263,6 +282,19 @@ def test_what_is_found_is_a_stock_checkpoint(loaded, tmp_path):
     for engine in ("transformers", "vllm", "sglang", "llama.cpp", "mlx"):
         hf_posenc.export(model, engine)
         hf_posenc.export(stock, engine)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gptj", "phi3", "glm"])
+def test_factors_that_are_equal_are_linear_interpolation(family):
+    """Whichever dimensions a family pairs, and however many it turns."""
+    model, ids = tiny_model(family), torch.arange(1, 40)[None]
+    pairs = patch_of(model).geometry(0).rotary_dim // 2
+    with hf_posenc.patched(model, "linear", factor=4.0):
+        expected = model(ids).logits
+    assert not torch.allclose(model(ids[:, :10]).logits, expected[:, :10], atol=1e-2)
+    with hf_posenc.patched(model, FOUND, factor=4.0, short_factor=[4.0] * pairs, long_factor=[4.0] * pairs, attention_factor=1.0):
+        assert torch.equal(model(ids).logits, expected)
 
 
 def test_one_table_shows_no_lengths(loaded):
@@ -344,6 +376,10 @@ def test_the_command_and_the_file_that_every_other_takes(small, tmp_path, capsys
     )
     (result,) = (tmp_path / "perplexity").glob("*.json")
     assert json.loads(result.read_text())["options"] == found.options
+    words = ["--to", "transformers", "--encoding", f"{FOUND}:{file}", "--output", str(tmp_path / "stock")]
+    assert main(["export", str(small), *words]) == 0
+    stock = json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert stock["rope_parameters"]["long_factor"] == found.options["long_factor"] and stock["max_position_embeddings"] == LENGTH
     file.write_text('{"long_factors": [1.0]}')
     with pytest.raises(ValueError, match="unknown settings: long_factors"):
         read_plan([f"{FOUND}:{file}"])

@@ -150,10 +150,11 @@ class Search:
         return self.found
 
     def measure(self, vector: Vector) -> float:
-        """The score of a vector, if there is the time for it and for the comparison after it."""
-        if self.clock.left < self.trials.each + self.trials.last * (1 + len(SEEDS)):
+        """The score of a vector, if there is the time for it and for the comparison after it: how much that is, the second one tells."""
+        before = self.evolution.scores
+        if self.clock.left < self.trials.each + (self.trials.last * (1 + len(SEEDS)) if len(before) > 1 else 0.0):
             raise Spent
-        score, before = self.trials.score(FOUND, vector.options(self.space.length)), self.evolution.scores
+        score = self.trials.score(FOUND, vector.options(self.space.length))
         name = next((label for label, seed in self.seeds.items() if seed == vector), f"vector {len(before) + 1}")
         self.clock.told(f"{name}: perplexity {math.exp(score):.4f}, the best so far {math.exp(min([score, *before.values()])):.4f}")
         return score
