@@ -1,11 +1,8 @@
 """What a fine-tuning run is trained on when its text comes from several sources."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 from tiny import save_tiny
@@ -15,8 +12,6 @@ from hf_posenc import finetuning
 from hf_posenc.finetuning.data import load_blocks
 from hf_posenc.finetuning.run import prepare, train
 
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SIZE = 32
 LENGTHS = {"books": (100, 40), "code": (70, 90), "web": (9, 30)}
 """Documents and their bytes, which are their tokens."""
@@ -123,7 +118,9 @@ def test_the_same_seed_is_the_same_mix(tokenizer, folder, model):
     one, same, other = (
         blocks(tokenizer, folder, model, *PROLONG, "--max_steps", "25", "--seed", seed).train["input_ids"][:] for seed in ("1", "1", "2")
     )
-    assert one == same != other and sorted(map(str, one)) != one
+    assert one == same != other
+    letters = "".join(tokenizer.decode(row)[0] for row in one)
+    assert sum(here != there for here, there in pairwise(letters)) > 40  # of 100 rows: no source comes in one piece
 
 
 @pytest.mark.slow
@@ -148,33 +145,6 @@ def test_a_resumed_run_sees_the_batches_that_it_would_have_seen(folder, model):
     whole = run(argv)[-6:]  # after those of the estimate
     (folder / "resumed" / "checkpoint-6" / "trainer_state.json").unlink()
     assert run(argv)[-3:] == whole[3:] and len({str(batch) for batch in whole}) == 6
-
-
-@pytest.mark.slow
-def test_two_processes_train_on_the_mix_that_one_does(folder, model):
-    one, two = (arguments(folder, model, *PROLONG, "--max_steps", "3", "--logging_steps", "1", out=out) for out in ("one", "two"))
-    run([*one, "--per_device_train_batch_size", "4"])
-    two = [word for word in two if word not in ("--use_cpu", "true")]  # found out on a machine without accelerators
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "29637",
-        str(ROOT / "recipes" / "finetune.py"),
-    ]
-    done = subprocess.run(
-        [*launch, *two, "--per_device_train_batch_size", "2"], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("40.0%, 5 of 9 blocks") == 1
-    losses = [
-        [entry["loss"] for entry in json.loads((folder / out / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
-        for out in ("one", "two")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 3
 
 
 @pytest.mark.parametrize(

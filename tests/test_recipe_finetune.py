@@ -647,13 +647,16 @@ def test_accelerate_understands_each_of_its_configurations(config):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(model, text, tmp_path):
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": f"Short text {number}."}) + "\n" for number in range(99)))
     shared = ["--encoding", "kerple", "--eval_lengths", "32", "64", "--logging_steps", "1", "--seed", "3"]
+    shared += ["--replay", str(tmp_path / "short.jsonl"), "--replay_share", "0.25"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29633"]
     two = arguments(model, text, tmp_path / "two", *shared, "--per_device_train_batch_size", "2", "--expect_processes", "2")
     two.remove("--use_cpu"), two.remove("true")  # found out on a machine without accelerators
     done = subprocess.run([*launch, *command(*two)[1:]], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stdout and done.stdout.count("eval_nll@64:") == done.stdout.count("report: ") == 1
+    assert done.stdout.count("short.jsonl: 25.0%, 6 of ") == 1
     fit(arguments(model, text, tmp_path / "one", *shared, "--per_device_train_batch_size", "4"))
     losses = [[e["loss"] for e in history(tmp_path / name) if "loss" in e] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
