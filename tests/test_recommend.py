@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_posenc
 from hf_posenc import finetuning
 from hf_posenc.cli import main
+from hf_posenc.evaluation import Evaluator
 from hf_posenc.evaluation.budget import Budget
 from hf_posenc.evaluation.corpus import embedded_corpus
 from hf_posenc.evaluation.kept import FOLDER, Kept
@@ -74,12 +76,12 @@ def test_what_was_measured_is_taken_and_ctrl_c_leaves_it(loaded, tmp_path):
 
     def say(line):
         said.append(line)
-        if len(said) == 4:
+        if len(said) == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as stopped:
         hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path, say=say)
-    assert len(stopped.value.result.rows) == 2 and len([*tmp_path.rglob("*.json")]) == 5, "four measurements, and the first round"
+    assert len(stopped.value.result.rows) == 2 and len([*tmp_path.rglob("*.json")]) == 6, "four measurements, and two decisions"
     first = hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     again = hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path)
@@ -88,6 +90,39 @@ def test_what_was_measured_is_taken_and_ctrl_c_leaves_it(loaded, tmp_path):
         next(loaded[0].parameters()).add_(0.1)
     hf_posenc.recommend(*loaded, LENGTH, budget=5, kept=tmp_path)
     assert len([*tmp_path.rglob("*.json")]) > len(times), "another model is measured anew"
+
+
+@torch.no_grad()
+def test_key_tokens_are_those_that_the_stock_model_needs_its_context_for(loaded):
+    model, tokenizer = loaded
+    search = Search(model, tokenizer, LENGTH, 64, documents_of(tokenizer, None, LENGTH), Budget(5.0), Kept.of(None))
+    search.rows = {label: Row({}) for label in ("stock", "alibi")}
+    search.find_keys()
+    assert search.evaluator is None, "how long it takes is not known"
+    search.paces["stock"] = 64, 31.0
+    search.find_keys()
+    assert search.evaluator is None, "more than a tenth of the time"
+    search.paces["stock"] = 64, 1e-3
+    search.find_keys()
+    rule = search.evaluator.rule
+    assert (rule.long, rule.short, rule.stride, rule.last, rule.alpha, rule.beta) == (64, 16, 8, 64, 2.0, -2.0)
+    search.evaluator = Evaluator.stock(model, replace(rule, alpha=0.01, beta=-9.0))
+    search.read("alibi", LENGTH)
+    ids = search.documents[0].input_ids
+
+    def nats(start, at):
+        return -model(ids[None, start:at]).logits[0, -1].log_softmax(-1)[ids[at]].item()
+
+    keys = []
+    for at in range(LENGTH - 64 + 16, LENGTH):
+        long, short = nats(LENGTH - 64, at), nats(LENGTH - 64 + (at - LENGTH + 64 - 16) // 8 * 8, at)
+        if short - long > 0.01 and long < 9:
+            keys.append(at)
+    row = search.rows["alibi"]
+    assert row.key_tokens == len(keys) > 3
+    with hf_posenc.patched(model, "alibi"):
+        assert row.key_nats == pytest.approx(sum(nats(0, at) for at in keys) / len(keys), rel=1e-4)
+    assert f"LongPPL is {math.exp(row.key_nats):.2f}" in str(search.result())
 
 
 def test_without_time_nothing_is_begun_and_all_is_named(loaded):

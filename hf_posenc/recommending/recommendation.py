@@ -30,6 +30,8 @@ class Row:
         options: those of the patch.
         nats: length -> mean nats of the last tokens of the texts, of which so many tokens are read.
         short: mean nats on short texts; None where they were not measured.
+        key_tokens, key_nats: how many key tokens there are at the end of the longest texts, and their mean nats (LongPPL is exp of them);
+            None where they were not measured.
         found, asked: needles found, and how many were asked for.
         tokens_per_second, peak_memory: of the longest text.
     """
@@ -37,6 +39,8 @@ class Row:
     options: dict[str, Any]
     nats: dict[int, float] = field(default_factory=dict)
     short: float | None = None
+    key_tokens: int = 0
+    key_nats: float | None = None
     found: int = 0
     asked: int = 0
     tokens_per_second: float | None = None
@@ -131,6 +135,9 @@ class Recommendation(Saved):
         if self.length in row.nats and self.reference is not None:
             ratio = math.exp(row.nats[self.length] - self.reference)
             said.append(f"perplexity of the last tokens at {self.length:,} is {ratio:.2f} x that of the stock model at {self.native:,}")
+        if row.key_nats is not None:
+            far = f"the {row.key_tokens} tokens that the stock model predicts far better from all of its context than from a quarter"
+            said.append(f"LongPPL is {math.exp(row.key_nats):.2f}: the perplexity at {self.length:,} of {far}")
         if row.asked:
             said.append(f"{row.found} of {row.asked} needles found at {self.length:,}")
         stock = self.rows.get(STOCK)
@@ -145,15 +152,16 @@ class Recommendation(Saved):
     def show(self) -> None:
         """Print the table, and what follows from it."""
         lengths = sorted({length for row in self.rows.values() for length in row.nats})
-        header = ["", *(f"{length:,}" for length in lengths), "short", "needles", "tokens/s"]
+        header = ["", *(f"{length:,}" for length in lengths), "LongPPL", "short", "needles", "tokens/s"]
         table = []
         for label in self.order():
             row = self.rows[label]
             nats = [optional(None if (value := row.nats.get(length)) is None else math.exp(value), ".2f") for length in lengths]
             short = optional(None if row.short is None else math.exp(row.short), ".2f")
+            keys = optional(None if row.key_nats is None else math.exp(row.key_nats), ".2f")
             needles = f"{row.found}/{row.asked}" if row.asked else "-"
-            table.append([label, *nats, short, needles, optional(row.tokens_per_second, ".0f")])
-        print_numbers("perplexity of the last tokens by length, and of short texts", header, table)
+            table.append([label, *nats, keys, short, needles, optional(row.tokens_per_second, ".0f")])
+        print_numbers("perplexity of the last tokens by length, of key tokens and of short texts", header, table)
         print(self)
 
 

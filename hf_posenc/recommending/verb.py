@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch.nn import ModuleList
@@ -16,7 +16,7 @@ from ..evaluation.budget import Budget, Say, silent
 from ..evaluation.corpus import SHORT, SHORT_TEXTS, Document, adds_bos, cut, encode_texts
 from ..evaluation.kept import Kept
 from ..evaluation.models import Plan, check_tokenizer, encoded, weights_digest
-from ..evaluation.perplexity import perplexity
+from ..evaluation.perplexity import Evaluator, KeyTokens, perplexity
 from ..evaluation.result import Interrupted
 from ..evaluation.retrieval import passkey
 from ..exporting import ENGINES, export
@@ -36,6 +36,8 @@ NEAREST = 1.25
 """Times the native context: the first round is not nearer, as encodings hardly differ there."""
 FINALISTS = 4
 """How many go on to the length that is asked for; half of them get variants, and half of all then are asked for needles."""
+KEYS = 0.1
+"""Share of the time that finding key tokens may take."""
 SLOWER = 1.3
 """How many times as long as the stock model an encoding is taken to need before it was measured."""
 PATIENCE = 3.0
@@ -66,6 +68,10 @@ def recommend(
     `length`, beside the best with other options; the best of those read short texts and are asked for needles. A text ends with the same
     tokens at every length, so that two lengths differ by nothing but what is read before. What there is no time for is not begun, what
     takes far longer than the others is stopped, and both are named. The model is left as it was.
+
+    LongPPL is the perplexity, given `length` tokens, of the key tokens at the end of the texts: those that the stock model predicts far
+    better from its whole native context than from a quarter of it. It says whether an encoding still uses what lies far back, which the
+    perplexity of all tokens hides; the choice does not go by it. It is left out where finding key tokens would take a tenth of the time.
 
     Args:
         model: a causal language model, unpatched.
@@ -126,6 +132,8 @@ class Search:
     """Seconds that later rounds are to have."""
     paces: dict[str, tuple[int, float]] = field(default_factory=dict)
     """By encoding: tokens of the longest text that was read, and the seconds it took."""
+    evaluator: Evaluator | None = None
+    """What has found the key tokens at the end of the texts; None where there was no time."""
 
     @property
     def short(self) -> int:
@@ -145,6 +153,7 @@ class Search:
         self.rows = {STOCK: Row({})} | {label: Row(options) for label, options in found.items()}
         self.read(STOCK, self.native)
         self.read_short(STOCK)
+        self.find_keys()
         first, self.reserved = self.first(len(found)), (1 - FIRST) * self.left
         for label in found:
             self.read(label, first)
@@ -209,24 +218,54 @@ class Search:
             self.budget.told(f"{label}: stopped, {self.stopped[label]}")
             return None
 
+    def texts(self, length: int) -> list[Document]:
+        """The last `length` tokens of each."""
+        bos = adds_bos(self.tokenizer, "auto")
+        return [document.tail(length, bos) for document in self.documents]
+
     # -- measurements ---------------------------------------------------------------------------------------------------------
 
+    def find_keys(self) -> None:
+        """Have the stock model read the end of the texts in long and short windows, if that takes a small share of the time."""
+        if STOCK not in self.paces:
+            return
+        rule = KeyTokens(self.native, max(1, self.native // 4), max(1, self.native // 8), last=self.native)
+        reads = sum(len(window) for protocol, length in rule.windows for window in protocol.windows(self.native, length, length))
+        needed = self.needs(STOCK, self.native, len(self.documents)) * reads / self.native
+        asked = {"what": "key tokens", "rule": asdict(rule), "length": self.length, "budget": f"{self.budget.minutes:.1g}"}
+        if not self.kept.get(asked, lambda: {"fits": needed <= KEYS * self.left})["fits"]:
+            return
+        evaluator, texts = Evaluator.stock(self.model, rule, self.kept.folder), self.texts(self.length)
+        try:
+            with at_most(min(self.left, max(LEAST, PATIENCE * needed)), self.model):
+                number = sum(int(evaluator.find(document).sum()) for document in texts)
+        except TooSlow:
+            self.budget.told("key tokens: stopped, finding them takes too long")
+            return
+        self.evaluator = evaluator
+        self.budget.told(f"{number} key tokens found at the end of {len(texts)} text(s)")
+
     def read(self, label: str, length: int) -> None:
-        """The last `length` tokens of the texts."""
-        bos = adds_bos(self.tokenizer, "auto")
-        row, documents = self.rows[label], [document.tail(length, bos) for document in self.documents]
+        """The last `length` tokens of the texts; at the length that is asked for, key tokens apart."""
+        row, documents = self.rows[label], self.texts(length)
         if length in row.nats:
             return
+        evaluator = self.evaluator if length == self.length else None
 
         def measure() -> dict[str, Any]:
-            how: dict[str, Any] = {"lengths": [length], "last_k": min(LAST, self.native // 2)}
+            how: dict[str, Any] = {"lengths": [length], "last_k": min(LAST, self.native // 2), "evaluator": evaluator}
             found = perplexity(self.model, self.tokenizer, documents, encodings={label: row.options}, **how)[label]
-            return {"nats": found.scores[0].last_nats, "seconds": found.seconds, "peak_memory": found.peak_memory}
+            (score,) = found.scores
+            keys = {"key_tokens": score.key_tokens, "key_nats": score.key_nats}
+            return {"nats": score.last_nats, **keys, "seconds": found.seconds, "peak_memory": found.peak_memory}
 
-        told = self.measured(label, "read", length, documents, len(documents), measure)
+        what = "read" if evaluator is None else "read, key tokens apart"
+        told = self.measured(label, what, length, documents, len(documents), measure)
         if told is None:
             return
         row.nats[length], row.peak_memory = told["nats"], told["peak_memory"]
+        if evaluator is not None:
+            row.key_tokens, row.key_nats = told["key_tokens"], told["key_nats"]
         row.tokens_per_second = length * len(documents) / told["seconds"]
         self.paces[label] = length, told["seconds"] / len(documents)
         self.budget.told(f"{label}: perplexity {math.exp(told['nats']):.2f} at the end of {length:,} tokens")
