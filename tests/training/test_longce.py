@@ -8,7 +8,7 @@ from training.test_loss import assert_same, gradients, model_of, step, trained
 
 import hf_posenc
 from hf_posenc import finetuning
-from hf_posenc.finetuning.model import load_model
+from hf_posenc.finetuning.model import load_model, make_ready
 from hf_posenc.training import LongCE, chunk_loss, full_loss, separate_documents
 
 LENGTH = 23
@@ -144,9 +144,9 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
 def test_the_flag_reaches_the_model(tmp_path):
     folder = save_tiny(tmp_path / "tiny")
     words = ["--model", str(folder), "--block_size", "64", "--loss", "longce:short=16,gamma=4,stride=8", "--loss_chunk", "7"]
-    model = load_model(str(folder), finetuning.parse(words))
-    assert (model.loss_weights, model.loss_chunk) == (LongCE(4.0, 16, 8), 7)
-    assert load_model(str(folder), finetuning.parse(words[:4])).loss_weights is None
+    for asked, weights in ((words, LongCE(4.0, 16, 8)), (words[:4], None)):
+        settings = finetuning.parse(asked)
+        assert make_ready(load_model(str(folder), settings), settings).loss_weights == weights
 
 
 @pytest.mark.parametrize(
