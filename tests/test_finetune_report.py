@@ -17,6 +17,7 @@ from hf_posenc import finetuning
 from hf_posenc.finetuning.run import prepare, train, write_report
 
 YARN = ["--encoding", "yarn", "--factor", "4", "--eval_lengths", "32", "90"]
+NO_SAVES = ["--save_strategy", "no"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,9 @@ def nats_of(model, windows):
 
 
 def test_the_numbers_are_those_of_the_logits(base, text, tmp_path):
-    evaluation, found, page = reported(arguments(base, text, tmp_path, *YARN, "--eval_tasks", "passkey", "--eval_tasks_lengths", "400"))
+    evaluation, found, page = reported(
+        arguments(base, text, tmp_path, *YARN, *NO_SAVES, "--eval_tasks", "passkey", "--eval_tasks_lengths", "400")
+    )
     load = AutoModelForCausalLM.from_pretrained
     models = {"as loaded": load(base), "before": hf_posenc.patch(load(base), "yarn", factor=4.0), "after": load(tmp_path)}
     ids = evaluation.ids
@@ -103,7 +106,7 @@ def test_a_run_that_goes_on_keeps_what_was_before_it(base, text, tmp_path):
 
 
 def test_what_was_not_measured_before_is_said(base, text, tmp_path):
-    _, found, page = reported(arguments(base, text, tmp_path, *YARN, "--eval_on_start", "false"))
+    _, found, page = reported(arguments(base, text, tmp_path, *YARN, *NO_SAVES, "--eval_on_start", "false"))
     assert {"before", "as loaded"}.isdisjoint(found) and "Nothing was measured before the first step" in page
     assert [row[1] for row in table(page, "positions")] == ["-"] * 6 and [row[0] for row in table(page, "short")] == ["after"]
 
@@ -111,7 +114,7 @@ def test_what_was_not_measured_before_is_said(base, text, tmp_path):
 def test_the_report_changes_nothing_and_can_be_left_out(text, tmp_path, tmp_path_factory):
     gpt2 = save_tiny(tmp_path_factory.mktemp("gpt2"), "gpt2")  # it has dropout: random numbers matter
     for answer in ("true", "false"):
-        fit(arguments(gpt2, text, tmp_path / answer, "--encoding", "kerple", "--report", answer, "--max_steps", "3"))
+        fit(arguments(gpt2, text, tmp_path / answer, "--encoding", "kerple", "--report", answer, *NO_SAVES, "--max_steps", "3"))
     assert equal(weights(tmp_path / "true"), weights(tmp_path / "false"))
     assert (tmp_path / "true" / "report.json").exists() and not (tmp_path / "false" / "report.json").exists()
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
 import hf_posenc
 
@@ -53,7 +53,7 @@ class Record(TrainerCallback):
         short = max(2, min(SHORT, self.native // 2, self.settings.eval_lengths[-1]))
         self.brief = LengthEvaluation(self.ids[: short * SHORT_TEXTS], [short])
         training = self.settings.training
-        cut_up = training.fsdp or is_fsdp_enabled() or is_deepspeed_zero3_enabled()
+        cut_up = training.fsdp or training.deepspeed or any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
         patched = self.settings.encoding.encoding != STOCK
         if patched and training.eval_on_start and not cut_up and "as loaded" not in self.found:
             half = torch.float16 if training.fp16 else torch.bfloat16
