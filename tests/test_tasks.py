@@ -126,10 +126,22 @@ def test_answers_are_one_text_with_the_question(by_character, name):
     prompt = Prompts(create(name, **options), by_character).prompt(8000, None, 0)
     text = by_character.decode(prompt.input_ids)
     asked = text[text.rindex(prompt.question) :]
-    ids = by_character(asked, add_special_tokens=False)["input_ids"]
+    _, *ids = by_character(asked, add_special_tokens=False)["input_ids"]
     assert prompt.input_ids[-len(ids) :].tolist() == ids
     said = [by_character.decode(prompt.input_ids[[*answer]]).strip(" ,.") for answer in prompt.answers]
     assert said == [*prompt.keys] and "  " not in asked and prompt.answers[-1].stop == len(prompt.input_ids)
+
+
+@pytest.mark.parametrize("length", range(3000, 3005))
+def test_parts_of_a_prompt_are_put_together_without_spaces(by_character, length):
+    """The tokenizer begins every text with a space; only the first part of a prompt has it."""
+    prompt = Prompts(create("niah_single_1"), by_character).prompt(length, None, 0)
+    text = by_character.decode(prompt.input_ids)
+    first, *lines = text[: text.index("\nWhat is")].split("\n")
+    assert first.startswith(" A special magic") and len(lines) > 20 and NOISE.startswith(lines[-1])
+    assert {line for line in lines[:-1] if not line.startswith("One of")} == {NOISE}
+    passkey = Prompts(create("passkey"), by_character).prompt(length, 0.5, 0)
+    assert "  " not in by_character.decode(passkey.input_ids)
 
 
 @pytest.mark.parametrize("name", TASKS)

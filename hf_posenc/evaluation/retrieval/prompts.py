@@ -75,9 +75,21 @@ class Prompts:
         """How many tokens there are in what contexts are made of, and their hash."""
         return {"tokens": len(self.material), "sha256": Document("", torch.tensor(self.material)).sha256}
 
-    def tokens(self, text: str) -> list[int]:
-        """Tokens of a part of a prompt, without those that the tokenizer puts around a text."""
+    def first_tokens(self, text: str) -> list[int]:
+        """Tokens of what a prompt begins with, without those that the tokenizer puts around a text."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of a part of a prompt that follows another: without the space that some tokenizers begin a text with."""
+        lead = self.lead
+        ids = self.first_tokens(f"\n{text}") if lead else []
+        return ids[len(lead) :] if lead and ids[: len(lead)] == lead else self.first_tokens(text)
+
+    @cached_property
+    def lead(self) -> list[int]:
+        """Tokens of a new line where a space is put before it, else none."""
+        ids = self.first_tokens("\n")
+        return ids if len(ids) > 1 else []
 
     def encode(self, text: str) -> list[int]:
         """The same, without going through all of the material again."""
@@ -123,7 +135,7 @@ class Prompts:
     def words(self, question: Question) -> tuple[list[int], Tail]:
         """Tokens of what comes first, and of what comes after the context."""
         opening, closing = self.frame(question)
-        return self.bos + self.tokens(opening), self.tail(closing, question.answers)
+        return self.bos + self.first_tokens(opening), self.tail(closing, question.answers)
 
     def frame(self, question: Question) -> tuple[str, str]:
         """The text before the context, and that between context and answer."""
