@@ -96,7 +96,7 @@ def squad_file(name: str) -> Iterator[Raw]:
         for paragraph in article["paragraphs"]:
             here = paragraph["context"]
             for each in paragraph["qas"]:
-                answers = [] if each.get("is_impossible", False) else [answer["text"] for answer in each["answers"]]
+                answers = [answer["text"] for answer in each["answers"]]
                 yield Raw(each["question"], answers, [here], [other for other in paragraphs if other != here])
 
 
