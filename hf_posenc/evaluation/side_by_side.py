@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -98,8 +98,17 @@ class SideBySide(Generic[Found]):
                 self.report({name: found[name] for name in self.plan if name in found})
         self.processes.wait()
         if self.processes.main:
-            shutil.rmtree(self.output / UNFINISHED, ignore_errors=True)
+            self.clear()
         return {name: found[name] for name in self.plan}
+
+    def clear(self) -> None:
+        """Delete the journals of these encodings; those of a run beside it, which writes to the same folder, stay."""
+        folder, done = self.output / UNFINISHED, {name_of(settings["encoding"]) for settings in self.plan.values()}
+        for journal in folder.glob("*.jsonl"):
+            if journal.name.rpartition("-")[0] in done:
+                journal.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or not empty
+            folder.rmdir()
 
     def file(self, name: str) -> Path:
         """Where the result of an encoding goes to."""
