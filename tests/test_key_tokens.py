@@ -147,6 +147,13 @@ def test_defaults_are_the_published_ones_where_they_fit():
         assert (rule.long, rule.short, rule.stride, rule.alpha, rule.beta) == (context, short, stride, 2.0, -2.0)
 
 
+def test_an_evaluator_whose_configuration_has_no_length_asks_for_one():
+    model = tiny_model("bloom")
+    with pytest.raises(ValueError, match=r"KeyTokens\(long=...\)"):
+        Evaluator.stock(model)
+    assert Evaluator.stock(model, KeyTokens(long=64)).rule.short == 16
+
+
 def test_tokens_without_text_are_refused(measured, evaluator):
     model, _ = loaded(measured)
     with pytest.raises(ValueError, match="document 0 as text"):

@@ -150,12 +150,12 @@ def on_disk(folder: Path) -> list[Any]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
 
 
-def context(config: Any) -> int:
-    """The tokens that a model reads, by its configuration."""
-    return config.get_text_config().max_position_embeddings
+def context(config: Any) -> int | None:
+    """The tokens that a model reads, by its configuration; None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def trained_length(config: Any) -> int:
+def trained_length(config: Any) -> int | None:
     """The context that a model was trained for, in tokens: that before its RoPE was scaled, where the configuration says so."""
     scaled = (getattr(config.get_text_config(), "rope_parameters", None) or {}).get("original_max_position_embeddings")
     return scaled or context(config)

@@ -43,13 +43,14 @@ class KeyTokens:
     beta: float = -2.0
     last: int | None = None
 
-    def of(self, context: int) -> KeyTokens:
+    def of(self, context: int | None) -> KeyTokens:
         """With all numbers of tokens, for an evaluator that can read `context` tokens.
 
         Raises:
-            ValueError: the long window is not longer than a short one.
+            ValueError: it is not known how many, or the long window is not longer than a short one.
         """
-        long = self.long or context
+        if (long := self.long or context) is None:
+            raise ValueError("the configuration of the evaluator does not say how many tokens it reads: say it with KeyTokens(long=...)")
         short = self.short or min(SHORT, long // 4)
         stride = self.stride or max(1, short // 4)
         if not short + stride < long:
