@@ -26,7 +26,7 @@ def test_sixteen_steps_at_512_teach_the_demo_model_interpolated_positions(tmp_pa
     torch.set_num_threads(2)
     shorter = ["--target_length", "32768", "--block_size", "512", "--max_steps", "16", "--warmup_steps", "2", "--eval_lengths", "1024"]
     smaller = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--activation_checkpointing", "false"]
-    rest = ["--eval_tokens", "4096", "--save_strategy", "no", "--output_dir", str(tmp_path)]
+    rest = ["--eval_tokens", "4096", "--save_strategy", "no", "--report", "false", "--output_dir", str(tmp_path)]
     end, start = fit(["--preset", "pi-1000", "--model", "demo", *shorter, *smaller, *rest])
     assert start["eval_nll@1024"] > 4.0
     assert end["eval_nll@1024"] < 3.7
@@ -48,7 +48,18 @@ def short_model(tmp_path_factory):
 def bytes_run(model, folder, *more):
     """A run of the recipe on rows of 64 bytes: where the model is, and its nats at each length."""
     shared = ["--block_size", str(WINDOW), "--per_device_train_batch_size", "16", "--eval_tokens", "8192", "--eval_lengths", "64", "256"]
-    quiet = ["--save_strategy", "no", "--eval_on_start", "false", "--warmup_steps", "10", "--lr_scheduler_type", "cosine"]
+    quiet = [
+        "--save_strategy",
+        "no",
+        "--report",
+        "false",
+        "--eval_on_start",
+        "false",
+        "--warmup_steps",
+        "10",
+        "--lr_scheduler_type",
+        "cosine",
+    ]
     return folder, fit(["--model", str(model), "--output_dir", str(folder), *shared, *quiet, *more])[0]
 
 

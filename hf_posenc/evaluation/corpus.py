@@ -18,8 +18,6 @@ from .local_paths import existing
 BosRule = Literal["auto", "always", "never"]
 SHORT = 512
 """Tokens of a short text, or half of the native context if that is less."""
-SHORT_TEXTS = 8
-"""So many of them show what an encoding costs there."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 import hf_posenc
 
-from ..evaluation.corpus import SHORT, SHORT_TEXTS
+from ..evaluation.corpus import SHORT
 from ..evaluation.token_nll import input_device
 from ..files import write_atomically
 from ..training import LengthEvaluation, window_nll
@@ -25,6 +25,7 @@ from .checkpoints import last_checkpoint
 NUMBERS, PAGE = "report.json", "report.html"
 PARTS = 4
 """Ranges of positions in each doubling."""
+SHORT_TEXTS = 4
 
 
 class Record(TrainerCallback):

@@ -13,7 +13,7 @@ from typing import Any
 from torch.nn import ModuleList
 
 from ..evaluation.budget import Budget, Say, silent
-from ..evaluation.corpus import SHORT, SHORT_TEXTS, Document, adds_bos, cut, encode_texts
+from ..evaluation.corpus import SHORT, Document, adds_bos, cut, encode_texts
 from ..evaluation.kept import Kept
 from ..evaluation.models import Plan, check_tokenizer, encoded, weights_digest
 from ..evaluation.perplexity import Evaluator, KeyTokens, perplexity
@@ -28,6 +28,7 @@ from .recommendation import Recommendation, Row, best
 
 LAST = 1024
 """Tokens at the end of a text whose nats are looked at, or half of the native context if that is less."""
+SHORT_TEXTS = 8
 DEPTHS = (0.2, 0.5, 0.8)
 """Where needles lie."""
 FIRST = 0.4
