@@ -157,6 +157,19 @@ def test_what_takes_far_too_long_is_stopped_and_named(loaded, monkeypatch):
     assert not search.rows["alibi"].asked, "it is not begun again"
 
 
+def test_the_best_is_left_the_time_for_its_needles(loaded, monkeypatch):
+    """So many needles take all of it: one finalist is read, the others are not begun."""
+    model, tokenizer = loaded
+    search = Search(model, tokenizer, LENGTH, 64, documents_of(tokenizer, None, LENGTH), Budget(5.0), Kept.of(None))
+    search.rows = {label: Row({}) for label in ("stock", "alibi", "rerope", "nope")}
+    search.read("stock", 64)
+    monkeypatch.setattr("hf_posenc.recommending.verb.DEPTHS", range(10**6))
+    search.read_finalists(["alibi", "rerope", "nope"])
+    assert [label for label, row in search.rows.items() if LENGTH in row.nats] == ["alibi"]
+    search.finish(["alibi"], 1)
+    assert "no time to ask for needles" in str(search.result()) and "fine-tuning" not in str(search.result())
+
+
 def test_a_call_that_goes_on_reads_the_lengths_of_the_one_that_was_stopped(loaded, tmp_path):
     """Whatever time either has taken so far; another budget has another first round."""
 

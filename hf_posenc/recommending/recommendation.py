@@ -143,7 +143,9 @@ class Recommendation(Saved):
         stock = self.rows.get(STOCK)
         if row.short is not None and stock is not None and stock.short is not None and self.chosen != STOCK:
             said.append(f"on short texts its perplexity is {math.exp(row.short - stock.short):.3f} x that of the stock model")
-        if not self.holds:
+        if not row.asked:
+            said.append("there was no time to ask for needles: give it more (--budget)")
+        elif not self.holds:
             said.append("that is worse than at the native length; fine-tuning may help, and this says what it takes: " + self.training)
         carried = [engine for engine, why in self.served.items() if not why]
         said.append(f"served by {', '.join(carried)} (hf-posenc export)" if carried else "no engine carries it: serve it with transformers")

@@ -160,14 +160,21 @@ class Search:
             self.read(label, first)
         self.reserved = 0.0
         good = self.best(found, FINALISTS, first)
-        for label in good:
-            self.read(label, self.length)
+        self.read_finalists(good)
         self.finish(good, 1)  # the budget may not reach the rest
         for label, options in variants({label: self.rows[label].options for label in good[: FINALISTS // 2]}, self.length, self.native):
             self.rows[label] = Row(options)
             good.append(label)
             self.read(label, self.length)
         self.finish(good, FINALISTS // 2)
+
+    def read_finalists(self, labels: Sequence[str]) -> None:
+        """At the length that is asked for; the best of them is left the time to look for needles."""
+        for label in labels:
+            self.read(label, self.length)
+            for leader in self.best(labels, 1, self.length):
+                self.reserved = self.needs(leader, self.length, len(DEPTHS))
+        self.reserved = 0.0
 
     def finish(self, labels: Iterable[str], number: int) -> None:
         """What is left to know of the best."""
