@@ -105,6 +105,12 @@ def test_a_run_that_goes_on_keeps_what_was_before_it(base, text, tmp_path):
     assert numbers(tmp_path) == first
 
 
+def test_a_finished_run_is_measured_again_in_its_precision(base, text, tmp_path):
+    argv = arguments(base, text, tmp_path, *YARN, "--bf16", "true", "--loss_chunk", "0")
+    (evaluation, first, _), (again, second, _) = reported(argv), reported(argv)
+    assert evaluation.last == again.last and first == second
+
+
 def test_what_was_not_measured_before_is_said(base, text, tmp_path):
     _, found, page = reported(arguments(base, text, tmp_path, *YARN, *NO_SAVES, "--eval_on_start", "false"))
     assert {"before", "as loaded"}.isdisjoint(found) and "Nothing was measured before the first step" in page

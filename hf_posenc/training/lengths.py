@@ -107,7 +107,8 @@ class LengthEvaluation(Logged):
         Raises:
             FloatingPointError: one of them is NaN or infinite, in all processes.
         """
-        nats = {length: self._nats(model, length) for length in self.lengths}
+        with self.trainer.accelerator.autocast():  # a finished run is measured again without the wrapper that training gives its model
+            nats = {length: self._nats(model, length) for length in self.lengths}
         self.by_position = nats[self.lengths[-1]]
         found = {f"eval_nll@{length}": each.mean().item() for length, each in nats.items()}
         if broken := [f"{name} is {mean}" for name, mean in found.items() if not math.isfinite(mean)]:
