@@ -102,7 +102,7 @@ class SideBySide(Generic[Found]):
         return {name: found[name] for name in self.plan}
 
     def clear(self) -> None:
-        """Delete the journals of these encodings; those of a run beside it, which writes to the same folder, stay."""
+        """Delete the journals of these encodings; those of others, of a run beside it that writes to the same folder, stay."""
         folder, done = self.output / UNFINISHED, {name_of(settings["encoding"]) for settings in self.plan.values()}
         for journal in folder.glob("*.jsonl"):
             if journal.name.rpartition("-")[0] in done:

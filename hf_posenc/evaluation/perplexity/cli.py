@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from ...command import exit_status
@@ -16,7 +17,7 @@ from ..corpus import Document, Text, TextArguments, adds_bos, cut, dataset_texts
 from ..models import ModelArguments, check_tokenizer, encoded, load_model, load_tokenizer
 from ..processes import Processes
 from ..report import Bar, own_bar_only, pictures
-from ..side_by_side import UNFINISHED, SideBySide, settings_of, started
+from ..side_by_side import SideBySide, settings_of, started
 from .documents import stream
 from .evaluator import Evaluator
 from .key_tokens import KeyTokens
@@ -169,7 +170,8 @@ class Curves(SideBySide[Result]):
         """The table, perplexity.csv and perplexity.png."""
         from hf_posenc.plotting import plot_perplexity
 
-        print_table(results, self.output / UNFINISHED)
+        with TemporaryDirectory() as scratch:
+            print_table(results, Path(scratch))
         write_atomically(self.output / "perplexity.csv", to_csv(results))
         native = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         curves = {name: result.curve for name, result in results.items()}
