@@ -21,6 +21,7 @@ from hf_posenc.evaluation.perplexity import cli as perplexity_cli
 from hf_posenc.evaluation.perplexity.report import print_table
 from hf_posenc.evaluation.retrieval import Cell, passkey_cli
 from hf_posenc.evaluation.retrieval.passkey_report import print_table as print_grid
+from hf_posenc.evaluation.retrieval.report import label
 
 LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768]
 
@@ -85,6 +86,13 @@ def test_found_numbers_fit_a_narrow_screen(narrow):
     lines = narrow()[:-1]
     whole(lines, ["stock", "dynamic_ntk", "factor=2.0", "truncate=False", "tokens/s", "1,234", *(f"{n:,}" for n in LENGTHS)])
     assert sum(line.split().count("0/14") for line in lines) == 2 * len(LENGTHS)
+
+
+def test_a_row_names_the_file_and_not_the_factors_that_are_in_it():
+    known = {field.name: None for field in fields(RetrievalResult)} | {"encoding": "longrope", "complete": True}
+    options = {"factor": 2.0, "long_factor": [1.0] * 32, "attention_factor": 1.1}
+    result = RetrievalResult(**{**known, "options": options})
+    assert label("longrope:found.json,attention_factor=1.1", result) == "longrope:found.json,attention_factor=1.1 factor=2.0"
 
 
 def test_a_study_fits_a_narrow_screen(narrow):

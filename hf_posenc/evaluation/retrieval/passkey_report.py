@@ -26,7 +26,7 @@ def report(results: Results, output: Path, model: Any) -> None:
     print(f"written to {output}: one JSON per encoding, passkey.csv")
     with pictures():
         for name, result in results.items():
-            file, title = output / f"passkey-{file_name(name)}.png", f"{heading(result)}\n{label(result)}"
+            file, title = output / f"passkey-{file_name(name)}.png", f"{heading(result)}\n{label(name, result)}"
             print(plot_retrieval(result.grid(), file, title=title, train_length=native))
 
 
@@ -36,8 +36,8 @@ def print_table(results: Results) -> None:
     lengths = sorted({length for result in results.values() for length in result.lengths})
     header = ["encoding", *(f"{length:,}" for length in lengths), "tokens right", "nats", "generated", "tokens/s", "peak GB"]
     rows = [
-        [label(result), *(f"{found}/{of}" for found, of in map(result.found, lengths)), *footnotes(result, lengths[-1])]
-        for result in results.values()
+        [label(name, result), *(f"{found}/{of}" for found, of in map(result.found, lengths)), *footnotes(result, lengths[-1])]
+        for name, result in results.items()
     ]
     print_numbers(f"{heading(first)}: prompts answered exactly", header, rows)
     depths = ", ".join(f"{depth:g}" for depth in sorted({cell.depth for cell in first.cells if cell.depth is not None}))

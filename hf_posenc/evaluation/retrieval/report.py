@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,19 @@ def print_table(results: Results, threshold: Threshold) -> None:
     all_of = [result for tasks in results.values() for result in tasks.values()]
     first, lengths = all_of[0], sorted({length for result in all_of for length in result.lengths})
     rows = []
-    for tasks in results.values():
+    for name, tasks in results.items():
         for result in tasks.values():
             mine = result.scores()
             scores = [optional(mean(mine[length]) if length in mine else None, ".0%") for length in lengths]
             nats = optional(result.mean("nats", max(mine)) if mine else None, ".2f")
             controls = [optional(control(result, context), ".0%") for context in ("short", "other")]
-            rows.append([f"{label(result)} {result.protocol}", *controls, *scores, effective([mine], threshold), nats])
+            rows.append([f"{label(name, result)} {result.protocol}", *controls, *scores, effective([mine], threshold), nats])
         made_up = [result for task, result in tasks.items() if not TASKS[task]().apart]
         if len(made_up) > 1:
             every = [found for result in made_up if (found := result.scores())]
             over = means(every) if every else {}
             scores = [optional(over.get(length), ".0%") for length in lengths]
-            rows.append([f"{label(first_of(tasks))} mean", "", "", *scores, effective(every, threshold), ""])
+            rows.append([f"{label(name, first_of(tasks))} mean", "", "", *scores, effective(every, threshold), ""])
     scored = "score of the generated answers" if first.cells[0].generated is not None else "answers exact, teacher-forced"
     header = ["encoding and task", "oracle", "chance", *(f"{length:,}" for length in lengths), "effective length", "nats"]
     print_numbers(f"{Path(first.model).name}: {scored}", header, rows)
@@ -63,10 +64,10 @@ def print_table(results: Results, threshold: Threshold) -> None:
         print("data that are not the authors':", ", ".join(f"{task} ({source})" for task, source in sources.items()))
 
 
-def label(result: RetrievalResult) -> str:
-    """The encoding with its options."""
-    options = "".join(f" {name}={value}" for name, value in result.options.items())
-    return f"{result.encoding}{options}{'' if result.complete else ' (unfinished)'}"
+def label(name: str, result: RetrievalResult) -> str:
+    """The encoding as it was asked for, with its other options, but for lists as the factors in a file that is named."""
+    others = {key: value for key, value in result.options.items() if not re.search(rf"\b{key}=", name) and not isinstance(value, list)}
+    return f"{name}{''.join(f' {key}={value}' for key, value in others.items())}{'' if result.complete else ' (unfinished)'}"
 
 
 def first_of(tasks: Mapping[str, RetrievalResult]) -> RetrievalResult:
@@ -139,7 +140,7 @@ def draw(results: Results, output: Path, native: int | None) -> None:
 
     for name, tasks in results.items():
         shown = {(length, task): mean(values) for task, result in tasks.items() for length, values in result.scores().items()}
-        title = f"{Path(first_of(tasks).model).name}\n{label(first_of(tasks))}"
+        title = f"{Path(first_of(tasks).model).name}\n{label(name, first_of(tasks))}"
         if shown:
             print(plot_retrieval(shown, output / f"retrieval-{file_name(name)}.png", title=title, train_length=native))
         for task, result in tasks.items():
