@@ -1,5 +1,6 @@
 """The report of a fine-tuning run: its numbers against logits, and what a run that goes on keeps."""
 
+import base64
 import json
 import re
 import shutil
@@ -141,3 +142,12 @@ def test_the_best_checkpoint_is_what_the_report_has_after_training(base, text, t
     assert f"After: the best checkpoint, of step {best}." in page
     total = sum((stop - start) * nats for start, stop, nats in found["after"]["by_position"])
     assert total / 89 == pytest.approx(evaluation.last["eval_nll@90"], rel=1e-6)
+
+
+def test_a_loss_with_weights_and_settings_that_are_dictionaries_are_told(base, text, tmp_path):
+    more = ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr_rate": 0.1}', "--logging_steps", "2"]
+    *_, page = reported(arguments(base, text, tmp_path, *YARN, *NO_SAVES, *more, "--loss", "longce:short=8,stride=4"))
+    flags = dict(table(page, "settings"))
+    assert "min_lr_rate" in flags["lr_scheduler_kwargs"] and "accelerator_config" not in flags
+    picture = base64.b64decode(re.search(r'id="loss".*?base64,([^"]+)', page)[1]).decode()
+    assert "training, longce (gamma=5, short=8, stride=4)" in picture

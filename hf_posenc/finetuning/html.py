@@ -48,7 +48,7 @@ h1 { overflow-wrap: anywhere; }
 
 <h2>Loss by position</h2>
 <img id="positions" alt="nats by position" src="{{ position_plot }}">
-<p>Windows of {{ length }} tokens, by the position in the window of what is predicted: perplexity at a length is a mean over these.</p>
+<p>Windows of {{ length }} tokens, by the position in the window of what is predicted: their mean is the log of the perplexity.</p>
 {{ table("positions", ["positions", "before", "after", "change"], positions) }}
 
 <h2>Short texts</h2>
@@ -91,13 +91,14 @@ def page(settings: Settings, trainer: Trainer, record: Record) -> str:
         short=[[when, f"{nats:.4f}", f"{exp(nats):.2f}"] for when in WHENS if (nats := found.get(when, {}).get("short")) is not None],
         short_tokens=f"{found['short_tokens'] // found['short_length'] * found['short_length']:,}",
         short_length=f"{found['short_length']:,}",
-        loss_plot=data_uri(loss_figure(losses(state.log_history, lengths))),
+        loss_plot=data_uri(loss_figure(losses(state.log_history, lengths, training_label(settings)))),
         settings=list(shown_settings(settings).items()),
         versions=list(versions().items()),
     )
 
 
 WHENS = ("as loaded", "before", "after")
+FILLED_IN = ("accelerator_config", "fsdp_config")
 
 
 def first_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -139,9 +140,14 @@ def marks(settings: Settings, record: Record) -> dict[str, int]:
     return {"context as loaded": record.native, "trained at": settings.data.block_size}
 
 
-def losses(history: Sequence[Mapping[str, Any]], names: Mapping[str, float]) -> dict[str, dict[int, float]]:
+def training_label(settings: Settings) -> str:
+    """What the loss that is trained on is called beside that of the evaluations, which weighs no token."""
+    return "training" if (weights := settings.weights) is None else f"training, {weights}"
+
+
+def losses(history: Sequence[Mapping[str, Any]], names: Mapping[str, float], training: str) -> dict[str, dict[int, float]]:
     """Nats by step, of the training text and of the evaluations."""
-    shown = {"loss": "training", **{name: f"held out, at {int(name.partition('@')[2]):,}" for name in names}}
+    shown = {"loss": training, **{name: f"held out, at {int(name.partition('@')[2]):,}" for name in names}}
     found: dict[str, dict[int, float]] = {label: {} for label in shown.values()}
     for entry in history:
         for name, label in shown.items():
@@ -151,7 +157,7 @@ def losses(history: Sequence[Mapping[str, Any]], names: Mapping[str, float]) -> 
 
 
 def shown_settings(settings: Settings) -> dict[str, Any]:
-    """The flags that are not at their default; without tokens, and without what only a file can say."""
+    """The flags that are not at their default; without tokens, and without what `TrainingArguments` fills in."""
     shown = {}
     for each in settings:
         said = each.to_dict() if isinstance(each, TrainingArguments) else asdict(cast(Any, each))
@@ -159,4 +165,4 @@ def shown_settings(settings: Settings) -> dict[str, Any]:
             default = field.default if field.default_factory is MISSING else field.default_factory()
             if field.init and said.get(field.name) != default and not field.name.endswith("_token"):
                 shown[field.name] = said[field.name]
-    return {name: value for name, value in shown.items() if value is not None and not isinstance(value, dict)}
+    return {name: value for name, value in shown.items() if value is not None and name not in FILLED_IN}
