@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -294,9 +294,12 @@ class Settings(NamedTuple):
             raise ValueError(f"{option} is given twice: {flag} says where it starts and ends")
         name = name_of(self.encoding.encoding)
         if isinstance(values, dict):
+            check_stages(flag, values, self.training.max_steps)
             return Stages(name, option, values, **options)
         if (steps := course.anneal_steps or self.training.max_steps) < 1:
             raise ValueError("--anneal needs a number of steps: --anneal_steps or --max_steps")
+        if steps > self.training.max_steps > 0:
+            raise ValueError(f"--anneal_steps {steps:,} are more than the run has, {self.training.max_steps:,}: it would not reach the end")
         return Anneal(name, option, *values, steps, course.anneal_every, course.anneal_shape == "geometric", **options)
 
     @property
@@ -376,6 +379,13 @@ def check_course(settings: Settings) -> None:
         raise ValueError(
             f"--length_schedule ends at {max(lengths.values()):,} tokens, --block_size is {data.block_size:,}: make them equal"
         )
+    check_stages("--length_schedule", lengths, settings.training.max_steps)
+
+
+def check_stages(flag: str, schedule: Mapping[int, float], steps: int) -> None:
+    """Raise ValueError for a stage that begins when a run of so many steps is over; -1: nobody knows how many."""
+    if schedule and (last := max(schedule)) >= steps > 0:
+        raise ValueError(f"{flag} has a stage from step {last:,} on, and the run ends after {steps:,}: shorten it, or raise --max_steps")
 
 
 def check_weights(weights: LongCE, settings: Settings) -> None:

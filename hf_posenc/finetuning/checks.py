@@ -13,6 +13,8 @@ def check_settings(settings: Settings) -> None:
     course, evaluation = settings.course, settings.evaluation
     if course.lora_rank is None:
         refuse_idle(course, "lora_", "--lora_rank", "all weights would be trained")
+    if course.anneal is None:
+        refuse_idle(course, "anneal_", "--anneal", "no option would move")
     if not evaluation.eval_tasks:
         refuse_idle(evaluation, ("eval_tasks_", "eval_trials", "eval_generate"), "--eval_tasks", "nothing would be asked")
 

@@ -15,7 +15,7 @@ from ..extras import extra
 from ..patching import patch_of
 from ..training import LongCE, chunk_loss, separate_documents
 from ..variants import name_of
-from .arguments import STOCK, CourseArguments, Settings, encoding_options
+from .arguments import PLAIN, STOCK, CourseArguments, Settings, encoding_options
 from .checks import check_finite
 
 
@@ -93,7 +93,8 @@ def _chunk(model: Any, chunk: int, weights: LongCE | None) -> None:
     try:
         chunk_loss(model, chunk, weights)
     except ValueError as error:
-        raise ValueError(f"{error}; --loss_chunk 0 trains with the full loss") from None
+        plain = "" if weights is None else f"--loss {PLAIN} "
+        raise ValueError(f"{error}; {plain}--loss_chunk 0 trains with the full loss") from None
 
 
 def add_lora(model: Any, asked: CourseArguments) -> Any:

@@ -164,3 +164,9 @@ def test_the_flag_reaches_the_model(tmp_path):
 def test_mistakes_in_the_flag(words, message):
     with pytest.raises(ValueError, match=message):
         finetuning.parse(words)
+
+
+def test_what_has_no_chunks_is_told_to_leave_it_out():
+    router = model_of("gpt_oss", output_router_logits=True)
+    with pytest.raises(ValueError, match="--loss ce --loss_chunk 0 trains with the full loss"):
+        make_ready(router, finetuning.parse(["--block_size", "64", "--boundaries", "cross", "--loss", "longce:short=16,stride=8"]))
