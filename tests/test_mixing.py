@@ -147,6 +147,17 @@ def test_a_resumed_run_sees_the_batches_that_it_would_have_seen(folder, model):
     assert run(argv)[-3:] == whole[3:] and len({str(batch) for batch in whole}) == 6
 
 
+def test_a_mix_of_other_length_is_another_run(folder, model, capsys):
+    """It would have other blocks in another order, and what a run goes on with would have been there before."""
+    argv = arguments(folder, model, *PROLONG, "--save_steps", "3", out="longer")
+    run([*argv, "--max_steps", "3"])
+    assert finetuning.main([*argv, "--max_steps", "6"]) == 1
+    assert "checkpoints of another run (blocks of all steps was 12, is 24)" in capsys.readouterr().err
+    one = arguments(folder, model, "--dataset", "code.jsonl", "--save_steps", "3", out="longer_alone")
+    run([*one, "--max_steps", "3"])
+    assert len(run([*one, "--max_steps", "6"])) > 3  # beside the estimate
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

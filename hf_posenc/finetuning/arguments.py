@@ -322,6 +322,14 @@ class Settings(NamedTuple):
         return divide_by_length(text + replay)
 
     @property
+    def rows(self) -> int | None:
+        """Blocks that all steps of the run take; None where it is not counted in steps."""
+        training = self.training
+        if training.max_steps < 1:
+            return None
+        return training.max_steps * training.gradient_accumulation_steps * training.train_batch_size * training.world_size
+
+    @property
     def weights(self) -> LongCE | None:
         """How tokens are weighed in the loss; ValueError for a loss that there is not."""
         name, options = name_of(self.course.loss), own_options(self.course.loss)
@@ -344,7 +352,8 @@ class Settings(NamedTuple):
         """What must be the same in a run that goes on from the checkpoints of another."""
         own = [each for each in self if each is not self.training]
         everything = {name: value for each in own for name, value in asdict(cast(Any, each)).items() if name not in FREE}
-        return everything | {"eval_lengths": self.eval_lengths}
+        mixed = {"blocks of all steps": self.rows} if len(self.sources) > 1 else {}  # which decides on the blocks and their order
+        return everything | {"eval_lengths": self.eval_lengths} | mixed
 
 
 def parse(argv: list[str] | None = None) -> Settings:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import TrainingArguments
 
 from ..evaluation.corpus import CorpusError, check_column, embedded_corpus, open_dataset, read_texts
 from ..training import pack, unpack
@@ -35,7 +34,7 @@ def load_blocks(settings: Settings, tokenizer: Any) -> Blocks:
     packed[0], test = hold_out(packed[0], settings, sources[0].path or "the text")
     if len(sources) == 1:
         return Blocks(packed[0], test, "")
-    counts = blocks_of_each(sources, [len(blocks) for blocks in packed], rows_to_train_on(settings.training))
+    counts = blocks_of_each(sources, [len(blocks) for blocks in packed], settings.rows)
     described = [
         f"{source}: {source.share:.1%}, {count:,} of {len(blocks):,} blocks" + f" ({count / len(blocks):.1f} times)" * (count > len(blocks))
         for source, blocks, count in zip(sources, packed, counts, strict=True)
@@ -70,13 +69,6 @@ def hold_out(blocks: Any, settings: Settings, name: str) -> tuple[Any, Any]:
             f"only {held_out:,} tokens of {name} are held out for the test at {longest:,} tokens; raise --eval_tokens or bring more text"
         )
     return blocks.select(range(kept)), test
-
-
-def rows_to_train_on(training: TrainingArguments) -> int | None:
-    """Blocks that all steps of the run take; None where it is not counted in steps."""
-    if training.max_steps < 1:
-        return None
-    return training.max_steps * training.gradient_accumulation_steps * training.train_batch_size * training.world_size
 
 
 def blocks_of_each(sources: Sequence[Source], available: Sequence[int], rows: int | None) -> list[int]:
