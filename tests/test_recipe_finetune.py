@@ -565,6 +565,14 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
         (["--encoding", "alibi", "--lora_targets", "q_proj"], "--lora_targets has no effect without --lora_rank"),
         (["--lora_alpha", "4", "--lora_also_train", "norm"], "--lora_alpha, --lora_also_train has no effect without --lora_rank"),
         (["--eval_trials", "3", "--eval_generate"], "--eval_trials, --eval_generate has no effect without --eval_tasks"),
+        (
+            ["--metric_for_best_model", "nll@64"],
+            "--metric_for_best_model nll@64 is not what an evaluation of this run measures, which is: loss",
+        ),
+        (
+            ["--eval_tasks", "passkey", "--eval_tasks_lengths", "400", "--metric_for_best_model", "eval_passkey_500"],
+            "which is: loss, nll@32, passkey_400",
+        ),
         (["--eval_tasks", "paskey"], "Did you mean 'passkey'"),
         (["--eval_tasks", "passkey", "--eval_tasks_lengths", "40"], "passkey: a length of 40 tokens is too short"),
         (["--encoding", "learned", "--eval_tasks", "passkey", "--eval_tasks_lengths", "400"], "past the learned table of"),

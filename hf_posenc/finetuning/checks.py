@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+from ..training.logged import Logged
 from .arguments import Settings
 
 
@@ -25,6 +27,14 @@ def refuse_idle(asked: Any, names: str | tuple[str, ...], needed: str, consequen
     unset = {name: [] if field.default is dataclasses.MISSING else field.default for name, field in fields.items()}
     if given := [f"--{name}" for name, default in unset.items() if getattr(asked, name) != default]:
         raise ValueError(f"{', '.join(given)} has no effect without {needed}, and {consequence}: give {needed} too")
+
+
+def check_metric(wanted: str | None, measuring: Sequence[Logged]) -> None:
+    """Raise ValueError for a metric to choose the best checkpoint by that no evaluation has."""
+    known = ["eval_loss", *(name for each in measuring for name in each.names)]
+    if wanted and f"eval_{wanted.removeprefix('eval_')}" not in known:
+        listed = ", ".join(name.removeprefix("eval_") for name in known)
+        raise ValueError(f"--metric_for_best_model {wanted} is not what an evaluation of this run measures, which is: {listed}")
 
 
 def check_finite(model: Any, path: str) -> None:

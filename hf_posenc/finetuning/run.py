@@ -21,7 +21,7 @@ from ..page import check_pages
 from ..training import LengthEvaluation, ProgressiveLengths, TaskEvaluation, check_isolation, perplexities, unpack
 from .arguments import Settings, parse, read_lengths
 from .checkpoints import SETTINGS, CheckpointTrainer, RecordFiles, StopAtNaN, check_same_run, last_checkpoint, steps_done, writing
-from .checks import check_settings
+from .checks import check_metric, check_settings
 from .data import load_blocks
 from .estimate import estimate
 from .html import page
@@ -74,7 +74,9 @@ def prepare(settings: Settings) -> Prepared:
     tasks = tasks_of(settings, tokenizer)
     with settings.training.main_process_first(desc="packing"):
         train_blocks, test_blocks, mix = load_blocks(settings, tokenizer)
-    record = record_of(settings, unpack(test_blocks))
+    evaluation = LengthEvaluation(unpack(test_blocks), settings.eval_lengths)
+    check_metric(settings.training.metric_for_best_model, [evaluation] if tasks is None else [evaluation, tasks])
+    record = record_of(settings, evaluation.ids)
     set_seed(settings.training.seed)
     model = load_model(path, settings)
     check_tokenizer(tokenizer, model)
@@ -94,7 +96,7 @@ def prepare(settings: Settings) -> Prepared:
     description = "\n".join(filter(None, [description, text, mix, placed, loss_of(settings), f"{processes.count} process(es)"]))
     if processes.main:
         begin(settings, description)
-    evaluation = LengthEvaluation(unpack(test_blocks), settings.eval_lengths).attach(trainer)
+    evaluation.attach(trainer)
     if tasks is not None:
         tasks.attach(trainer)
     if record is not None:

@@ -101,6 +101,10 @@ class LengthEvaluation(Logged):
         self.ids, self.lengths, self.max_windows = ids, sorted(lengths), max_windows
         self.by_position = torch.zeros(0)
 
+    @property
+    def names(self) -> list[str]:
+        return [f"eval_nll@{length}" for length in self.lengths]
+
     def measure(self, model: Any) -> dict[str, float]:
         """nats at each length, under the names they are logged by.
 
@@ -108,9 +112,9 @@ class LengthEvaluation(Logged):
             FloatingPointError: one of them is NaN or infinite, in all processes.
         """
         with self.trainer.accelerator.autocast():  # a finished run is measured again without the wrapper that training gives its model
-            nats = {length: self._nats(model, length) for length in self.lengths}
-        self.by_position = nats[self.lengths[-1]]
-        found = {f"eval_nll@{length}": each.mean().item() for length, each in nats.items()}
+            nats = [self._nats(model, length) for length in self.lengths]
+        self.by_position = nats[-1]
+        found = {name: each.mean().item() for name, each in zip(self.names, nats, strict=True)}
         if broken := [f"{name} is {mean}" for name, mean in found.items() if not math.isfinite(mean)]:
             raise FloatingPointError(
                 f"after {self.trainer.state.global_step} steps {', '.join(broken)}: the weights or the activations have overflowed; "

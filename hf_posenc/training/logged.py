@@ -22,6 +22,11 @@ class Logged(TrainerCallback):
         self.trainer: Any = None
         self.last: dict[str, float] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """Those that the numbers are logged by."""
+        raise NotImplementedError
+
     def attach(self: Callback, trainer: Any) -> Callback:
         """Listen to `trainer`."""
         self.trainer = trainer

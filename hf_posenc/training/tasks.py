@@ -61,6 +61,10 @@ class TaskEvaluation(Logged):
         self.processes = Processes()
         return super().attach(trainer)
 
+    @property
+    def names(self) -> list[str]:
+        return [f"eval_{each.task.name}_{length}" for each in self.prompts for length in self.grid.lengths]
+
     def measure(self, model: Any) -> dict[str, float]:
         """The mean score of each task at each length, from 0 to 1, under the names they are logged by.
 
@@ -70,10 +74,11 @@ class TaskEvaluation(Logged):
         asked = [Measurement(self.grid.fitted(each), each, self.generate, self.processes, None, None, {}) for each in self.prompts]
         with self.trainer.accelerator.autocast():
             results = [each.measure(model, live_name(model), {}) for each in asked]
-        scores = [(result.protocol, length, each) for result in results for length, each in result.scores().items()]
-        return {f"eval_{task}_{length}": sum(each) / len(each) for task, length, each in scores}
+        scores = [each for result in results for each in result.scores().values()]
+        return {name: sum(each) / len(each) for name, each in zip(self.names, scores, strict=True)}
 
 
 def expanded(tasks: Sequence[str | Task]) -> list[str | Task]:
-    """Tasks, with the names of those of a benchmark in its place."""
-    return [each for task in tasks for each in ([task] if isinstance(task, Task) else names_of([task]))]
+    """Tasks, each once, with the names of those of a benchmark in its place."""
+    found = [each for task in tasks for each in ([task] if isinstance(task, Task) else names_of([task]))]
+    return [each for at, each in enumerate(found) if each not in found[:at]]

@@ -75,7 +75,9 @@ def test_scores_are_those_of_retrieval_and_choose_the_best_checkpoint(gpt2, tmp_
         found = retrieval(trainer.model, callback.tokenizer, task, [700, 800], trials=1)
         for length, scores in found.scores().items():
             assert callback.last[f"eval_{found.protocol}_{length}"] == sum(scores) / len(scores)
-    assert callback.last.keys() == {f"eval_{task}_{length}" for task in ("passkey", "json_kv") for length in (700, 800)}
+    assert callback.names == [*callback.last] and callback.last.keys() == {
+        f"eval_{task}_{length}" for task in ("passkey", "json_kv") for length in (700, 800)
+    }
 
 
 def test_training_is_the_same_with_and_without(gpt2, tmp_path):
@@ -134,7 +136,7 @@ def test_what_cannot_be_scored_is_refused_at_once(gpt2, tmp_path):
         TaskEvaluation(tokenizer, [TASK], [400]).attach(trainer)
     with pytest.raises(ValueError, match="score the saved model instead"):
         TaskEvaluation(tokenizer, [TASK], [400]).attach(SimpleNamespace(is_fsdp_enabled=True))
-    names = [each.task.name for each in TaskEvaluation(tokenizer, ["babilong", TASK], [4000]).prompts]
+    names = [each.task.name for each in TaskEvaluation(tokenizer, ["babilong", TASK, "babilong_qa2"], [4000]).prompts]
     assert names == ["babilong_qa1", "babilong_qa2", "babilong_qa3", "passkey"]
 
 
