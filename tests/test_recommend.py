@@ -19,9 +19,11 @@ import hf_posenc
 from hf_posenc import finetuning
 from hf_posenc.cli import main
 from hf_posenc.evaluation import Evaluator
-from hf_posenc.evaluation.budget import Budget
-from hf_posenc.evaluation.corpus import embedded_corpus
+from hf_posenc.evaluation.budget import Budget, BudgetArguments, begun
+from hf_posenc.evaluation.corpus import Document, embedded_corpus
 from hf_posenc.evaluation.kept import FOLDER, Kept
+from hf_posenc.evaluation.models import load_model
+from hf_posenc.evaluation.processes import Processes
 from hf_posenc.evaluation.result import Interrupted
 from hf_posenc.patching import patch_of
 from hf_posenc.recommending.candidates import TRIED
@@ -29,6 +31,7 @@ from hf_posenc.recommending.recommendation import Recommendation, Row, best
 from hf_posenc.recommending.verb import Search, documents_of
 
 LENGTH = 256
+TEXT = Document("text", torch.arange(1024))
 
 
 @pytest.fixture(scope="module")
@@ -125,20 +128,23 @@ def test_key_tokens_are_those_that_the_stock_model_needs_its_context_for(loaded)
     assert f"LongPPL is {math.exp(row.key_nats):.2f}" in str(search.result())
 
 
-def test_without_time_nothing_is_begun_and_all_is_named(loaded):
-    found = hf_posenc.recommend(*loaded, LENGTH, budget=1e-9, say=pytest.fail)
+def test_without_time_nothing_is_begun_and_all_is_named(loaded, tmp_path):
+    found = hf_posenc.recommend(*loaded, LENGTH, budget=1e-9, kept=tmp_path, say=pytest.fail)
+    assert not [*tmp_path.iterdir()], "nothing that a call with more time would go by"
     assert not found.rows and found.chosen is None and {"stock", "yarn", "rerope"} <= {*found.not_tried}
     assert "give it more time" in str(found)
 
 
 def test_what_fits_into_the_time_that_is_left(loaded):
     """Twice the tokens take four times as long; what was not measured is taken to be slower."""
-    search = Search(*loaded, 1024, 64, [], Budget(1.0), Kept.of(None))
+    search = Search(*loaded, 1024, 64, [TEXT], Budget(1.0), Kept.of(None))
     search.paces = {"stock": (128, 1.0), "yarn": (256, 8.0)}
     for label, length, texts, fits in (("yarn", 256, 7, True), ("yarn", 256, 8, False), ("yarn", 512, 1, True), ("yarn", 1024, 1, False)):
         assert search.time_for(label, length, texts) == fits, (label, length, texts)
     assert search.time_for("rerope", 128, 44) and not search.time_for("rerope", 128, 46)
     assert 128 * 1.7 < search.longest(6) < 128 * 1.8  # 0.4 minutes for six of them: 4 s each, or 3.1 s of the stock model
+    search.documents = [TEXT] * 3
+    assert 0.97 < search.longest(6) / 128 < 1.0, "three texts take three times as long"
 
 
 def test_what_takes_far_too_long_is_stopped_and_named(loaded, monkeypatch):
@@ -171,17 +177,17 @@ def test_the_best_is_left_the_time_for_its_needles(loaded, monkeypatch):
 
 
 def test_a_call_that_goes_on_reads_the_lengths_of_the_one_that_was_stopped(loaded, tmp_path):
-    """Whatever time either has taken so far; another budget has another first round."""
+    """Whatever time either has taken so far; another budget has another first round, and so have other texts."""
 
-    def search(budget, passed):
-        found = Search(*loaded, 1024, 64, [], Budget(budget), Kept.of(tmp_path, weights="x"))
+    def search(budget, passed, texts=1):
+        found = Search(*loaded, 1024, 64, [TEXT] * texts, Budget(budget), Kept.of(tmp_path, weights="x"))
         found.budget.started -= passed
         found.paces = {"stock": (128, 1.0)}
         return found
 
     first = search(1.0, 0.0).first(6)
-    assert first == search(1.0, 20.0).first(6) == search(0.98, 0.0).first(6)
-    assert search(1.0, 20.0).longest(6) < first < search(2.0, 0.0).first(6)
+    assert first == search(1.0, 20.0).first(6)
+    assert search(1.0, 20.0).longest(6) < first < search(2.0, 0.0).first(6) and search(1.0, 0.0, 2).first(6) < first
 
 
 def test_what_is_asked_for_is_tried_first(loaded, monkeypatch):
@@ -192,6 +198,7 @@ def test_what_is_asked_for_is_tried_first(loaded, monkeypatch):
     found = hf_posenc.recommend(*loaded, LENGTH, budget=5, encodings={"longrope": table, "rerope": {"window": 8}})
     assert [*found.rows][:4] == ["stock", "longrope", "rerope", "yarn"]
     assert found.rows["longrope"].options == table and found.rows["rerope"].options == {"window": 8}
+    assert not any(label.startswith(("longrope:", "rerope:")) for label in found.rows), "nobody asked for other options of these"
     with pytest.raises(ValueError, match="long_factor needs one number a rotated pair"):
         hf_posenc.recommend(*loaded, LENGTH, encodings={"longrope": {"factor": 4.0, "long_factor": [2.0]}}, say=pytest.fail)
     assert not patch_of(loaded[0]).placements
@@ -202,6 +209,7 @@ def test_what_is_asked_for_is_tried_first(loaded, monkeypatch):
     [
         ({"length": 16}, "beyond the native context"),
         ({"budget": 0}, "minutes above 0"),
+        ({"budget": math.inf}, "finite number of minutes"),
         ({"texts": ["too short"]}, "tokens"),
     ],
 )
@@ -242,6 +250,42 @@ def test_the_command(small, tmp_path, capsys):
     told = json.loads((tmp_path / "recommend.json").read_text())
     assert Recommendation.load(tmp_path / "recommend.json").to_dict()["chosen"] == told["chosen"]
     assert (tmp_path / "recommend.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--encoding", "yarn:foo=2"], "no option 'foo'"),
+        (["--encoding", "longrope:gone.json"], "gone.json"),
+        (["--expect_processes", "2"], "2 were expected"),
+    ],
+)
+def test_a_command_that_is_wrong_loads_no_model(small, tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.setattr("hf_posenc.evaluation.budget.load_model", pytest.fail)
+    assert main(["recommend", str(small), "--output_dir", str(tmp_path), *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_time_to_load_is_of_the_budget_and_several_processes_have_no_clock_in_common(small, tmp_path, monkeypatch):
+    def slowly(path, arguments):
+        time.sleep(0.05)
+        return load_model(path, arguments)
+
+    monkeypatch.setattr("hf_posenc.evaluation.budget.load_model", slowly)
+    arguments = BudgetArguments(str(small), device="cpu", budget=3.0)
+    budget = begun(arguments, tmp_path)["budget"]
+    assert budget.minutes == 3.0 and budget.passed > 0.05
+    monkeypatch.setattr(Processes, "count", 2)
+    with pytest.raises(ValueError, match="one process"):
+        begun(arguments, tmp_path)
+
+
+def test_what_was_measured_is_found_again_whatever_the_options_were(tmp_path):
+    kept = Kept.of(tmp_path)
+    for long_factor in ((1.0, 2.0), [1.0, 2.0]):
+        assert kept.get({"options": {"long_factor": long_factor}}, lambda: {"nats": 1.0}) == {"nats": 1.0}
+        kept.get({"options": {"long_factor": long_factor}}, pytest.fail)
+    assert len([*(tmp_path / FOLDER).iterdir()]) == 1
 
 
 def test_a_command_without_time_says_so(small, tmp_path, capsys):

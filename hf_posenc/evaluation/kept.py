@@ -37,7 +37,7 @@ class Kept:
         """What was measured before, or `measure()`, which then is kept; another package, model or question is another file."""
         if self.folder is None:
             return measure()
-        asked = {**asked, **self.model, "versions": versions()}
+        asked = json.loads(json.dumps({**asked, **self.model, "versions": versions()}))  # as it will be read
         file = self.folder / f"{digest(asked)}.json"
         try:
             before = json.loads(file.read_text())

@@ -41,10 +41,10 @@ def candidates(model: Any, length: int, asked: Plan) -> tuple[dict[str, dict[str
     return found, refused
 
 
-def variants(plan: Plan, length: int, native: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def variants(plan: Plan, length: int, native: int, asked: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     """Other options of encodings that did well, where nobody asked for these."""
     for label, options in plan.items():
-        if label not in TRIED:
+        if label not in TRIED or label in asked:
             continue
         if "target_length" in options:
             yield f"{label}:target_length={(far := round(FARTHER * length))}", {**options, "target_length": far}

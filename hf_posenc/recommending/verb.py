@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.nn import ModuleList
 
-from ..evaluation.budget import Budget, Say, silent
+from ..evaluation.budget import MINUTES, Budget, Say, silent
 from ..evaluation.corpus import SHORT, Document, adds_bos, cut, encode_texts
 from ..evaluation.kept import Kept
 from ..evaluation.models import Plan, check_tokenizer, encoded, weights_digest
@@ -55,7 +55,7 @@ def recommend(
     tokenizer: Any,
     length: int,
     *,
-    budget: float = 20.0,
+    budget: float | Budget = MINUTES,
     texts: Sequence[str] | None = None,
     encodings: Encodings = (),
     kept: str | os.PathLike | None = None,
@@ -78,7 +78,7 @@ def recommend(
         model: a causal language model, unpatched.
         tokenizer: the model's.
         length: to reach, in tokens; beyond the native context.
-        budget: minutes.
+        budget: minutes, or a `Budget` that has begun.
         texts: to read, those that have `length` tokens; default English that every Python has.
         encodings: to try first, names with their options: factors of `hf_posenc.search`, as {"longrope": found.options}.
         kept: folder that keeps what is measured, so that the same call goes on after it was stopped.
@@ -94,7 +94,7 @@ def recommend(
     native = inspect(model).context_length
     if native is None or length <= native:
         raise ValueError(f"length is to be beyond the native context of the model, {native} tokens; got {length}")
-    clock = Budget(budget, say)
+    clock = Budget.of(budget, say)
     check_tokenizer(tokenizer, model)
     identity = {"weights": weights_digest(model), "dtype": str(model.dtype), "device": str(model.device)}
     search = Search(
@@ -162,7 +162,8 @@ class Search:
         good = self.best(found, FINALISTS, first)
         self.read_finalists(good)
         self.finish(good, 1)  # the budget may not reach the rest
-        for label, options in variants({label: self.rows[label].options for label in good[: FINALISTS // 2]}, self.length, self.native):
+        varied = {label: self.rows[label].options for label in good[: FINALISTS // 2]}
+        for label, options in variants(varied, self.length, self.native, self.asked_for):
             self.rows[label] = Row(options)
             good.append(label)
             self.read(label, self.length)
@@ -187,18 +188,21 @@ class Search:
         return best({label: self.rows[label] for label in labels if length in self.rows[label].nats}, number)
 
     def first(self, number: int) -> int:
-        """The length of the first round: it is kept, or a call that goes on would read other lengths than the one that was stopped.
+        """The length of the first round."""
+        if STOCK not in self.paces:  # there was no time, of which a later call may have some
+            return self.length
+        return self.decided({"what": "first round", "number": number}, lambda: self.longest(number))
 
-        About the same budget is the same: the command takes the time to load the model from it.
-        """
-        asked = {"what": "first round", "number": number, "length": self.length, "budget": f"{self.budget.minutes:.1g}"}
-        return self.kept.get(asked, lambda: {"length": self.longest(number)})["length"]
+    def decided(self, what: dict[str, Any], decide: Callable[[], int]) -> int:
+        """What the time decides: it is kept, or a call that goes on would decide otherwise than the one that was stopped."""
+        asked = {**what, "length": self.length, "texts": [each.sha256 for each in self.documents], "budget": self.budget.minutes}
+        return self.kept.get(asked, lambda: {"decided": decide()})["decided"]
 
     def longest(self, number: int) -> int:
         """The longest text that so many can read in the first round."""
-        tokens, seconds = self.paces.get(STOCK, (self.native, 0.0))
-        each = FIRST * self.left / number / SLOWER
-        reached = self.length if not seconds else int(tokens * math.sqrt(max(0.0, each) / seconds))
+        tokens, seconds = self.paces[STOCK]
+        each = FIRST * self.left / number / len(self.documents) / SLOWER
+        reached = int(tokens * math.sqrt(max(0.0, each) / seconds))
         return min(self.length, max(reached, round(NEAREST * self.native)))
 
     def needs(self, label: str, length: int, texts: int) -> float:
@@ -240,8 +244,7 @@ class Search:
         rule = KeyTokens(self.native, max(1, self.native // 4), max(1, self.native // 8), last=self.native)
         reads = sum(len(window) for protocol, length in rule.windows for window in protocol.windows(self.native, length, length))
         needed = self.needs(STOCK, self.native, len(self.documents)) * reads / self.native
-        asked = {"what": "key tokens", "rule": asdict(rule), "length": self.length, "budget": f"{self.budget.minutes:.1g}"}
-        if not self.kept.get(asked, lambda: {"fits": needed <= KEYS * self.left})["fits"]:
+        if not self.decided({"what": "key tokens", "rule": asdict(rule)}, lambda: needed <= KEYS * self.left):
             return
         evaluator, texts = Evaluator.stock(self.model, rule, self.kept.folder), self.texts(self.length)
         try:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from ..command import exit_status
-from ..encodings.options import positive
-from ..evaluation.budget import announced
-from ..evaluation.corpus import read_texts
-from ..evaluation.kept import FOLDER
-from ..evaluation.models import ModelArguments, load_model, load_tokenizer
+from ..evaluation.budget import BudgetArguments, begun
 from ..evaluation.report import own_bar_only
 from ..evaluation.result import Interrupted
-from ..files import check_writable
 from ..flags import at_least, parse
-from ..inspection import inspect
 from .evolution import ITERATIONS, POPULATION
 from .found import FOUND, Found
 from .space import METHODS
@@ -27,14 +19,9 @@ from .verb import search
 
 
 @dataclass
-class SearchArguments(ModelArguments):
+class SearchArguments(BudgetArguments):
     """Rotary factors for a length, one a pair, by the evolutionary searches of LongRoPE and LongRoPE2."""
 
-    length: Annotated[int | None, at_least(2)] = field(
-        default=None, metadata={"help": "to reach, in tokens; default twice the native context"}
-    )
-    budget: Annotated[float, positive] = field(default=20.0, metadata={"help": "minutes"})
-    text: list[str] = field(default_factory=list, metadata={"help": "files to read, UTF-8; default English that every Python has"})
     method: str = field(default="longrope", metadata={"help": "whose search space", "choices": METHODS})
     objective: str = field(
         default="perplexity", metadata={"help": "of whole texts, or of the answers about needles", "choices": OBJECTIVES}
@@ -56,18 +43,10 @@ def main(argv: list[str] | None = None) -> int:
 @own_bar_only()
 def run(arguments: SearchArguments) -> Found:
     """Search, and write down what was found, also after Ctrl-C."""
-    output, begun = Path(arguments.output_dir), time.monotonic()
-    check_writable(output)
-    texts = read_texts(arguments.text) if arguments.text else None
-    tokenizer = load_tokenizer(arguments.path)
-    model = load_model(arguments.path, arguments)
-    length = arguments.length or 2 * (inspect(model).context_length or 0)
-    if arguments.overwrite:
-        shutil.rmtree(output / FOLDER, ignore_errors=True)
-    budget = max(arguments.budget - (time.monotonic() - begun) / 60, 1e-9)
+    output = Path(arguments.output_dir)
     how = {name: getattr(arguments, name) for name in ("method", "objective", "population", "iterations", "samples", "seed")}
     try:
-        found = search(model, tokenizer, length, budget=budget, texts=texts, kept=output, say=announced, **how)
+        found = search(**begun(arguments, output), **how)
     except Interrupted as stopped:
         written(stopped.result, output)
         raise

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..encodings import Geometry
 from ..encodings.options import count, one_of
-from ..evaluation.budget import Budget, Say, silent
+from ..evaluation.budget import MINUTES, Budget, Say, silent
 from ..evaluation.kept import Kept
 from ..evaluation.models import check_live, check_tokenizer, weights_digest
 from ..evaluation.result import Interrupted
@@ -34,7 +34,7 @@ def search(
     tokenizer: Any,
     length: int,
     *,
-    budget: float = 20.0,
+    budget: float | Budget = MINUTES,
     texts: Sequence[str] | None = None,
     method: Method = "longrope",
     objective: Objective = "perplexity",
@@ -61,7 +61,7 @@ def search(
         model: a causal language model, unpatched.
         tokenizer: the model's.
         length: to reach, in tokens; beyond the native context.
-        budget: minutes.
+        budget: minutes, or a `Budget` that has begun.
         texts: to read, in pieces of `length` tokens, some of which are held out; default English that every Python has.
         method: "longrope": all factors are free from 1 to 1.25 s; "longrope2": those of the slow pairs are, from s to 2 s, and the others
             follow (`Space`).
@@ -87,7 +87,7 @@ def search(
     native = inspect(model).context_length
     if native is None or length <= native:
         raise ValueError(f"length is to be beyond the native context of the model, {native} tokens; got {length}")
-    clock = Budget(budget, say)
+    clock = Budget.of(budget, say)
     check_tokenizer(tokenizer, model)
     space = Space(geometry_of(model), length, method)
     seeds = space.seeds()
@@ -104,7 +104,7 @@ def search(
         seed=seed,
         population=population,
         iterations=iterations,
-        budget=budget,
+        budget=clock.minutes,
     )
     return Search(space, seeds, trials, clock, found).run()
 
