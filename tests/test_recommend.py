@@ -26,7 +26,7 @@ from hf_posenc.evaluation.models import load_model
 from hf_posenc.evaluation.processes import Processes
 from hf_posenc.evaluation.result import Interrupted
 from hf_posenc.patching import patch_of
-from hf_posenc.recommending.candidates import TRIED
+from hf_posenc.recommending.candidates import TRIED, variants
 from hf_posenc.recommending.recommendation import Recommendation, Row, best
 from hf_posenc.recommending.verb import Search, documents_of
 
@@ -198,10 +198,16 @@ def test_what_is_asked_for_is_tried_first(loaded, monkeypatch):
     found = hf_posenc.recommend(*loaded, LENGTH, budget=5, encodings={"longrope": table, "rerope": {"window": 8}})
     assert [*found.rows][:4] == ["stock", "longrope", "rerope", "yarn"]
     assert found.rows["longrope"].options == table and found.rows["rerope"].options == {"window": 8}
-    assert not any(label.startswith(("longrope:", "rerope:")) for label in found.rows), "nobody asked for other options of these"
     with pytest.raises(ValueError, match="long_factor needs one number a rotated pair"):
         hf_posenc.recommend(*loaded, LENGTH, encodings={"longrope": {"factor": 4.0, "long_factor": [2.0]}}, say=pytest.fail)
     assert not patch_of(loaded[0]).placements
+
+
+def test_what_is_asked_for_has_the_options_that_it_was_asked_for_with():
+    good = {"rerope": {"window": 8}, "yarn": {"target_length": 256}}
+    far = ("yarn:target_length=320", {"target_length": 320})
+    assert [*variants(good, 256, 64, {})] == [("rerope:window=32", {"window": 32}), far]
+    assert [*variants(good, 256, 64, {"rerope": {"window": 8}})] == [far]
 
 
 @pytest.mark.parametrize(
