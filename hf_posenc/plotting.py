@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from .extras import extra
@@ -90,7 +91,7 @@ def plot_retrieval(grid: Grid, path: str | os.PathLike, title: str | None = None
                 axes.text(column, line, f"{share:.0%}", ha="center", va="center", color="white" if share < 0.5 else "black")
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_yticks(range(len(rows)), rows if tasks else [f"{depth:.0%}" for depth in rows])
-    axes.set(xlabel="context length (tokens)", ylabel="task" if tasks else "depth of the needle", title=title)
+    axes.set(xlabel="context length (tokens)", ylabel="task" if tasks else "depth of the needle", title=title and folded(title, 54))
     mark_trained(axes, lengths, train_length)
     return save(figure, Path(path))
 
@@ -209,7 +210,7 @@ def dress(axes: Any, lengths: list[int], title: str | None, train_length: int | 
     if train_length is not None:
         axes.axvline(train_length, color="0.35", linestyle=(0, (1, 1.5)), linewidth=2, label=f"trained at {train_length:,}", zorder=0)
     plain(axes)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
+    legend(axes)
 
 
 def dress_positions(axes: Any, stops: Iterable[int], marks: Mapping[str, int]) -> None:
@@ -228,8 +229,19 @@ def finish(figure: Any, axes: Any, xlabel: str, ylabel: str) -> Any:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     tell_apart(axes)
     plain(axes)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
+    legend(axes)
     return figure
+
+
+def folded(text: str, width: int) -> str:
+    """The same in lines of at most `width` letters, also where it has no spaces, as the name of a file."""
+    return "\n".join(fill(line, width) for line in text.split("\n"))
+
+
+def legend(axes: Any) -> None:
+    """What the lines are, beside the picture, which keeps its place: a long label, as that of a file, has several lines."""
+    lines, labels = axes.get_legend_handles_labels()
+    axes.legend(lines, [folded(label, 36) for label in labels], loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=4)
 
 
 def save(figure: Any, path: Path) -> Path:

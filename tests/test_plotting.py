@@ -91,6 +91,15 @@ def test_many_lines_stay_distinguishable(axes, tmp_path):
     assert len(looks) == 20
 
 
+def test_the_name_of_a_file_leaves_room_for_the_picture(axes, tmp_path):
+    name = f"longrope:{'/runs-of-a-project' * 8}/longrope.json"
+    plot_perplexity({"stock": {64: 5.0}, name: {64: 6.0}}, tmp_path / "curve.png")
+    assert axes[0].get_position().width > 0.4
+    assert name in [text.get_text().replace("\n", "") for text in axes[0].get_legend().get_texts()]
+    plot_retrieval({(64, 0.0): 1.0}, tmp_path / "grid.png", title=f"m\n{name}")
+    assert axes[1].get_title().replace("\n", "") == f"m{name}" and max(map(len, axes[1].get_title().split("\n"))) < 60
+
+
 def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "curve.png"
     plot_perplexity(CURVES, path)
