@@ -154,6 +154,11 @@ def test_an_evaluator_whose_configuration_has_no_length_asks_for_one():
     assert Evaluator.stock(model, KeyTokens(long=64)).rule.short == 16
 
 
+def test_an_evaluator_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="owner/no-such-model"):
+        Evaluator.of("owner/no-such-model")
+
+
 def test_tokens_without_text_are_refused(measured, evaluator):
     model, _ = loaded(measured)
     with pytest.raises(ValueError, match="document 0 as text"):

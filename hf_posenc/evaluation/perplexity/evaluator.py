@@ -74,9 +74,9 @@ class Evaluator:
             name = model.config.name_or_path or type(model).__name__
             return cls(name, rule.of(context(model.config)), tokenizer, lambda: model, identity_of(model), kept)
         path = resolve_model(str(source))
-        config = AutoConfig.from_pretrained(path)
+        tokenizer, config = load_tokenizer(path), AutoConfig.from_pretrained(path)  # the first names what is not there
         identity = [path, getattr(config, "_commit_hash", None), *on_disk(Path(path))]
-        return cls(str(source), rule.of(context(config)), load_tokenizer(path), partial(load, path, device=device), identity, kept)
+        return cls(str(source), rule.of(context(config)), tokenizer, partial(load, path, device=device), identity, kept)
 
     @classmethod
     def stock(cls, model: Any, rule: KeyTokens | None = None, folder: str | os.PathLike | None = None) -> Evaluator:
