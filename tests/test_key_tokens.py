@@ -159,6 +159,14 @@ def test_an_evaluator_that_is_not_there_is_named():
         Evaluator.of("owner/no-such-model")
 
 
+def test_a_rule_that_nothing_would_go_by_is_refused(measured, tmp_path, capsys):
+    model, tokenizer = loaded(measured)
+    with pytest.raises(ValueError, match="give the KeyTokens to it"):
+        hf_posenc.perplexity(model, tokenizer, [TEXT], lengths=[60], evaluator=Evaluator.stock(model, RULE), key_tokens=RULE)
+    assert cli.main(["--model", str(measured), "--key_short", "16", "--output_dir", str(tmp_path / "out")]) == 1
+    assert "--key_short is of key tokens" in capsys.readouterr().err
+
+
 def test_tokens_without_text_are_refused(measured, evaluator):
     model, _ = loaded(measured)
     with pytest.raises(ValueError, match="document 0 as text"):

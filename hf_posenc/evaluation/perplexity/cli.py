@@ -82,6 +82,11 @@ class PerplexityArguments(TextArguments, EncodingArguments, ModelArguments):
     last_k: Annotated[int, at_least(1)] = field(default=256, metadata={"help": "predictions before L that make the last-k column"})
     output_dir: str = field(default="runs/perplexity", metadata={"help": "where the JSON, CSV and PNG files go"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.key_short is not None and self.evaluator is None and not self.key_tokens:
+            raise ValueError("--key_short is of key tokens: ask for them with --evaluator or --key_tokens")
+
     @property
     def protocol_options(self) -> dict[str, int]:
         """Those that were given."""

@@ -162,6 +162,8 @@ def loaded(model: Any, tokenizer_or_ids: Any, documents: Documents | None) -> tu
 def evaluator_of(model: Any, key_tokens: KeyTokens | bool, source: Any, folder: str | os.PathLike | None) -> Evaluator | None:
     """What chooses the key tokens; None where they are not asked for."""
     if isinstance(source, Evaluator):
+        if isinstance(key_tokens, KeyTokens):
+            raise ValueError("an Evaluator has its rule: give the KeyTokens to it, and leave key_tokens= out")
         return source
     rule = key_tokens if isinstance(key_tokens, KeyTokens) else KeyTokens()
     if source is not None:
