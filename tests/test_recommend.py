@@ -252,7 +252,7 @@ def test_the_command(small, tmp_path, capsys):
     words = ["recommend", str(small), "--length", str(LENGTH), "--budget", "5", "--output_dir", str(tmp_path)]
     assert main(words) == 0
     shown = capsys.readouterr().out
-    assert "hf_posenc.patch(model, " in shown or "nothing to patch" in shown
+    assert ("hf_posenc.patch(model, " in shown or "nothing to patch" in shown) and "peak GB" in shown
     told = json.loads((tmp_path / "recommend.json").read_text())
     assert Recommendation.load(tmp_path / "recommend.json").to_dict()["chosen"] == told["chosen"]
     assert (tmp_path / "recommend.png").stat().st_size > 1000

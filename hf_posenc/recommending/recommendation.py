@@ -154,7 +154,7 @@ class Recommendation(Saved):
     def show(self) -> None:
         """Print the table, and what follows from it."""
         lengths = sorted({length for row in self.rows.values() for length in row.nats})
-        header = ["", *(f"{length:,}" for length in lengths), "LongPPL", "short", "needles", "tokens/s"]
+        header = ["", *(f"{length:,}" for length in lengths), "LongPPL", "short", "needles", "tokens/s", "peak GB"]
         table = []
         for label in self.order():
             row = self.rows[label]
@@ -162,7 +162,8 @@ class Recommendation(Saved):
             short = optional(None if row.short is None else math.exp(row.short), ".2f")
             keys = optional(None if row.key_nats is None else math.exp(row.key_nats), ".2f")
             needles = f"{row.found}/{row.asked}" if row.asked else "-"
-            table.append([label, *nats, keys, short, needles, optional(row.tokens_per_second, ".0f")])
+            memory = optional(None if row.peak_memory is None else row.peak_memory / 1e9, ".2f")
+            table.append([label, *nats, keys, short, needles, optional(row.tokens_per_second, ".0f"), memory])
         print_numbers("perplexity of the last tokens by length, of key tokens and of short texts", header, table)
         print(self)
 
