@@ -168,6 +168,7 @@ def test_a_mix_of_other_length_is_another_run(folder, model, capsys):
         (["--mix", "books.jsonl@half"], "a share is a number above 0"),
         (["--mix", "books.jsonl:min_length=x@1"], "min_length is a number of tokens"),
         (["--mix", "books.jsonl:min_length=0@1"], "min_length is a number of tokens"),
+        (["--mix", "@0.5", "code.jsonl@0.5"], "--mix '@0.5' names no file and no dataset"),
         (["--mix", "books.jsonl", "--text", "text.txt"], "--mix says where the text comes from"),
         (["--mix", "books.jsonl", "books.jsonl"], "is named twice"),
         (["--dataset", "books.jsonl", "--replay", "books.jsonl", "--replay_share", "0.1"], "is named twice"),

@@ -557,6 +557,7 @@ def test_settings_from_a_file_with_flags_on_top(model, text, tmp_path):
         (["--encoding", "alibi", "--length_schedule", "0=16", "6=32"], "has a stage from step 6 on, and the run ends after 6"),
         (["--encoding", "yarn", "--anneal", "factor=1:4", "--anneal_steps", "7"], "more than the run has, 6"),
         (["--encoding", "alibi", "--anneal_steps", "3"], "--anneal_steps has no effect without --anneal"),
+        (["--encoding", "alibi", "--length_schedule", "0=16", "0=8", "2=32"], "has two values for one step"),
         (["--encoding", "yarn", "--anneal", "factor=4"], "not of the form option=start:end"),
         (["--encoding", "yarn", "--factor", "2", "--anneal", "factor=1:4"], "factor is given twice"),
         (["--encoding", "yarn", "--anneal", "factor=1:4", "--max_steps", "-1"], "needs a number of steps"),

@@ -450,6 +450,8 @@ def read_source(flag: str, entry: str) -> tuple[str, float | None, int | None]:
     except ValueError:
         raise ValueError(f"{flag} {entry!r}: a share is a number above 0 and at most 1, as in books.jsonl@0.3") from None
     path, colon, option = (name if at else entry).partition(":min_length=")
+    if not path:
+        raise ValueError(f"{flag} {entry!r} names no file and no dataset, as books.jsonl@0.3 does")
     try:
         return path, share, count(f"{flag} {entry!r}: min_length", int(option)) if colon else None
     except ValueError:
@@ -503,6 +505,9 @@ def read_lengths(schedule: list[str]) -> dict[int, int]:
 def read_steps(flag: str, entries: list[str], kind: Callable[[str], N]) -> dict[int, N]:
     """`["0=256", "100=512"]` by its steps."""
     try:
-        return {int(step): kind(value) for step, value in (entry.split("=") for entry in entries)}
+        stages = [(int(step), kind(value)) for step, value in (entry.split("=") for entry in entries)]
     except ValueError:
         raise ValueError(f"{flag} {' '.join(entries)} is not of the form step=value, such as 0=256 100=512") from None
+    if len(found := dict(stages)) < len(stages):
+        raise ValueError(f"{flag} {' '.join(entries)} has two values for one step: leave one of them out")
+    return found
