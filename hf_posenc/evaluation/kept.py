@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files import write_atomically
 from .measure import versions
-from .models import digest
+from .models import digest, weights_digest
 
 FOLDER = "measured"
 
@@ -32,6 +32,11 @@ class Kept:
     def of(cls, folder: str | os.PathLike | None, **model: str) -> Kept:
         """In a folder of that folder."""
         return cls(None if folder is None else Path(folder) / FOLDER, model)
+
+    @classmethod
+    def of_model(cls, folder: str | os.PathLike | None, model: Any) -> Kept:
+        """Those of this model."""
+        return cls.of(folder, weights=weights_digest(model), dtype=str(model.dtype), device=str(model.device))
 
     def get(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What was measured before, or `measure()`, which then is kept; another package, model or question is another file."""

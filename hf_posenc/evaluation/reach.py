@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..encodings.rotary.rope import is_fixed
+from ..inspection import inspect
 from .models import live_encodings
 from .token_nll import evaluating, input_device
 
@@ -23,6 +24,20 @@ def check_position_table(model: Any, length: int) -> None:
         )
     for encoding in live_encodings(model):
         encoding.check_positions(length - 1)
+
+
+def beyond_native(model: Any, length: int) -> int:
+    """The native context of an unpatched model, in tokens.
+
+    Raises:
+        ValueError: it is patched, or `length` is not beyond that.
+    """
+    if live_encodings(model):
+        raise ValueError("the model is patched: hf_posenc.unpatch(model) first, as others take the place of its own encoding")
+    native = inspect(model).context_length
+    if length <= native:
+        raise ValueError(f"length is to be beyond the native context of the model, {native} tokens; got {length}")
+    return native
 
 
 def is_length_dependent(model: Any) -> bool:

@@ -15,13 +15,13 @@ from torch.nn import ModuleList
 from ..evaluation.budget import MINUTES, Budget, Say, silent
 from ..evaluation.corpus import SHORT, Document, adds_bos, cut, encode_texts
 from ..evaluation.kept import Kept
-from ..evaluation.models import Plan, check_tokenizer, encoded, weights_digest
-from ..evaluation.perplexity import Evaluator, KeyTokens, perplexity
+from ..evaluation.models import Plan, check_tokenizer, encoded
+from ..evaluation.perplexity import Evaluator, KeyTokens
+from ..evaluation.perplexity.perplexity import perplexity
+from ..evaluation.reach import beyond_native
 from ..evaluation.result import Interrupted
 from ..evaluation.retrieval import passkey
 from ..exporting import ENGINES, export
-from ..inspection import inspect
-from ..patching import patch_of
 from ..variants import STOCK, Encodings, plan_of
 from .candidates import candidates, variants
 from .recommendation import Recommendation, Row, best
@@ -89,16 +89,11 @@ def recommend(
         CorpusError: no text is long enough.
         Interrupted: Ctrl-C; it carries what was found.
     """
-    if patch_of(model).placements:
-        raise ValueError("the model is patched: hf_posenc.unpatch(model) first, as candidates take the place of its own encoding")
-    native = inspect(model).context_length
-    if native is None or length <= native:
-        raise ValueError(f"length is to be beyond the native context of the model, {native} tokens; got {length}")
+    native = beyond_native(model, length)
     clock = Budget.of(budget, say)
     check_tokenizer(tokenizer, model)
-    identity = {"weights": weights_digest(model), "dtype": str(model.dtype), "device": str(model.device)}
     search = Search(
-        model, tokenizer, length, native, documents_of(tokenizer, texts, length), clock, Kept.of(kept, **identity), plan_of(encodings)
+        model, tokenizer, length, native, documents_of(tokenizer, texts, length), clock, Kept.of_model(kept, model), plan_of(encodings)
     )
     try:
         search.run()

@@ -14,10 +14,10 @@ from ..encodings import Geometry
 from ..encodings.options import count, one_of
 from ..evaluation.budget import MINUTES, Budget, Say, silent
 from ..evaluation.kept import Kept
-from ..evaluation.models import check_live, check_tokenizer, weights_digest
+from ..evaluation.models import check_live, check_tokenizer
+from ..evaluation.reach import beyond_native
 from ..evaluation.result import Interrupted
 from ..exporting.rotation import geometries_of
-from ..inspection import inspect
 from ..patching import patch_of
 from .evolution import ITERATIONS, POPULATION, Evolution
 from .found import FOUND, Found
@@ -82,19 +82,14 @@ def search(
     one_of("objective", objective, OBJECTIVES)
     for name, value, least in (("population", population, 1), ("iterations", iterations, 0), ("samples", samples, 1), ("seed", seed, 0)):
         count(name, value, least)
-    if patch_of(model).placements:
-        raise ValueError("the model is patched: hf_posenc.unpatch(model) first, as factors take the place of its own encoding")
-    native = inspect(model).context_length
-    if native is None or length <= native:
-        raise ValueError(f"length is to be beyond the native context of the model, {native} tokens; got {length}")
+    native = beyond_native(model, length)
     clock = Budget.of(budget, say)
     check_tokenizer(tokenizer, model)
     space = Space(geometry_of(model), length, method)
     seeds = space.seeds()
     check_live(model, {FOUND: next(iter(seeds.values())).options(length)})
     read, held = samples_of(tokenizer, texts, length, samples, objective, seed)
-    identity = {"weights": weights_digest(model), "dtype": str(model.dtype), "device": str(model.device)}
-    trials = Trials(model, tokenizer, length, native, read, held, Kept.of(kept, **identity))
+    trials = Trials(model, tokenizer, length, native, read, held, Kept.of_model(kept, model))
     found = Found(
         model=model.config.name_or_path or type(model).__name__,
         native=native,
