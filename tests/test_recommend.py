@@ -176,6 +176,20 @@ def test_the_best_is_left_the_time_for_its_needles(loaded, monkeypatch):
     assert "no time to ask for needles" in str(search.result()) and "fine-tuning" not in str(search.result())
 
 
+def test_an_encoding_whose_loss_is_no_number_is_stopped_and_the_others_go_on(loaded):
+    model, tokenizer = loaded
+    search = Search(model, tokenizer, LENGTH, 64, documents_of(tokenizer, None, LENGTH), Budget(5.0), Kept.of(None))
+    search.rows = {label: Row({}) for label in ("stock", "alibi", "nope")}
+    broken = model.lm_head.register_forward_hook(lambda layer, given, logits: logits * math.nan)
+    with pytest.raises(FloatingPointError):
+        search.read("stock", 64)
+    search.paces["stock"] = 64, 1.0
+    search.read("alibi", LENGTH)
+    broken.remove()
+    search.read("nope", LENGTH)
+    assert "is nan" in search.stopped["alibi"] and search.result().chosen == "nope" and "stopped: alibi" in str(search.result())
+
+
 def test_a_call_that_goes_on_reads_the_lengths_of_the_one_that_was_stopped(loaded, tmp_path):
     """Whatever time either has taken so far; another budget has another first round, and so have other texts."""
 

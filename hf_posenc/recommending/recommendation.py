@@ -61,7 +61,7 @@ class Recommendation(Saved):
         budget, seconds: what was given and taken.
         rows: by encoding; the stock model among them where it can read that far.
         chosen: the encoding to use; None where none was measured at `length`.
-        refused: why others cannot be patched in. stopped: what took too long, and how long. not_tried: what there was no time for.
+        refused: why others cannot be patched in. stopped: what took too long, or is not finite. not_tried: what there was no time for.
         served: engine -> "" where its export carries the encoding, else why not.
     """
 
@@ -124,7 +124,7 @@ class Recommendation(Saved):
         """Why, what was left out, and what to do next; a sentence each."""
         said = ["nothing was measured at that length: give it more time (--budget)"] if self.chosen is None else self.of_the_chosen()
         if self.stopped:
-            said.append("stopped as too slow: " + "; ".join(f"{label}, {why}" for label, why in self.stopped.items()))
+            said.append("stopped: " + "; ".join(f"{label}, {why}" for label, why in self.stopped.items()))
         if self.not_tried:
             said.append(f"not tried within {self.budget:.3g} minutes: {', '.join(self.not_tried)}")
         return said

@@ -212,7 +212,7 @@ class Search:
     def measured(
         self, label: str, what: str, length: int, documents: list[Document], texts: int, measure: Measure
     ) -> dict[str, Any] | None:
-        """What was measured before, or `measure()`; None where there is no time for it, or it took too much."""
+        """What was measured before, or `measure()`; None where there is no time for it, it took too much, or has numbers that are none."""
         if not self.time_for(label, length, texts):
             return None
         patience = max(LEAST, PATIENCE * self.needs(label, length, texts)) if self.paces else self.left
@@ -222,8 +222,12 @@ class Search:
                 return self.kept.get(self.asked(label, what, length, documents), measure)
         except TooSlow:
             self.stopped[label] = f"more than {seconds:.0f} s for {texts} x {length:,} tokens"
-            self.budget.told(f"{label}: stopped, {self.stopped[label]}")
-            return None
+        except FloatingPointError as error:
+            if not self.paces:  # the stock model, on what it was trained for
+                raise
+            self.stopped[label] = str(error)
+        self.budget.told(f"{label}: stopped, {self.stopped[label]}")
+        return None
 
     def texts(self, length: int) -> list[Document]:
         """The last `length` tokens of each."""
