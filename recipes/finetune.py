@@ -20,12 +20,16 @@ compares encoding and logits. Everything of transformers' TrainingArguments is a
 
     --position-scheme pose --position-target 16384   PoSE: train on short rows for a long context
     --anneal factor=1:16 --anneal-shape geometric    an option of the encoding that changes with the steps
-    --length-schedule 0=1024 200=4096            short rows first
-    --boundaries cross                           blocks run across documents, which otherwise do not see each other
-    --loss longce:short=1024,stride=256          LongCE: what a long context helps to predict counts more
-    --loss-chunk 0                               all logits at once, as in stock transformers
-    --lora-rank 8                                LoRA through PEFT, and the parameters of the encoding itself in full. The adapter
-                                                 carries the encoding: PEFT loads it on the stock base after `import hf_posenc`.
+    --option-schedule theta 0=1000000 100=5000000    the same in stages
+    --length-schedule 0=1024 200=4096                short rows first
+    --mix books.jsonl@0.5 code.jsonl@0.5             several sources, by their shares of the blocks
+    --replay web.jsonl --replay-share 0.4            short texts beside the long ones
+    --boundaries cross                               blocks run across documents, which otherwise do not see each other
+    --loss longce:short=1024,stride=256              LongCE: what a long context helps to predict counts more
+    --eval-tasks niah_single_1 vt                    retrieval tasks, scored while the model trains
+    --loss-chunk 0                                   all logits at once, as in stock transformers
+    --lora-rank 8                                    LoRA through PEFT, and the parameters of the encoding itself in full. The adapter
+                                                     carries the encoding: PEFT loads it on the stock base after `import hf_posenc`.
 
 A run that was interrupted, or killed, goes on from its last whole checkpoint when it is started again, and ends with the same weights.
 `torchrun --nproc_per_node 8 recipes/finetune.py --expect-processes 8 ...` trains on several devices; recipes/configs/accelerate has

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shutil
 import sys
@@ -87,7 +88,7 @@ def test_the_numbers_are_those_of_the_logits(base, text, tmp_path):
     assert [row[0] for row in table(page, "tasks")] == ["passkey_400"] and "patched: yarn, factor=4.0 on all layers" in page
     flags = dict(table(page, "settings"))
     assert flags["max_steps"] == "6" and flags["factor"] == "4.0" and "lora_rank" not in flags and "hub_token" not in flags
-    assert "Nothing was measured" not in page and page.count("data:image/svg") == 2
+    assert "not measured before" not in page and page.count("data:image/svg") == 2
 
 
 def test_a_run_that_goes_on_keeps_what_was_before_it(base, text, tmp_path):
@@ -114,8 +115,18 @@ def test_a_finished_run_is_measured_again_in_its_precision(base, text, tmp_path)
 
 def test_what_was_not_measured_before_is_said(base, text, tmp_path):
     _, found, page = reported(arguments(base, text, tmp_path, *YARN, *NO_SAVES, "--eval_on_start", "false"))
-    assert {"before", "as loaded"}.isdisjoint(found) and "Nothing was measured before the first step" in page
+    assert {"before", "as loaded"}.isdisjoint(found) and "The loss by position was not measured before the first step" in page
     assert [row[1] for row in table(page, "positions")] == ["-"] * 6 and [row[0] for row in table(page, "short")] == ["after"]
+
+
+def test_a_report_that_is_asked_for_later_has_what_the_log_has(base, text, tmp_path):
+    argv = arguments(base, text, tmp_path, *YARN)
+    trainer = fit([*argv, "--report", "false"])
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    *_, page = reported(argv)
+    first = next(entry for entry in trainer.state.log_history if "eval_nll@90" in entry)
+    assert table(page, "evaluation")[1][1] == f"{math.exp(first['eval_nll@90']):.2f}"
+    assert "The loss by position was not measured before" in page
 
 
 def test_the_report_changes_nothing_and_can_be_left_out(text, tmp_path, tmp_path_factory):

@@ -35,7 +35,8 @@ h1 { overflow-wrap: anywhere; }
 <h1>{{ title }}</h1>
 <pre>{{ description }}</pre>
 {% if not measured_before %}
-<div class="missing">Nothing was measured before the first step (<code>--eval_on_start true</code> does).</div>
+<div class="missing">The loss by position was not measured before the first step (<code>--eval_on_start true</code> does, in a run that has
+a report from its beginning).</div>
 {% endif %}
 
 <h2>Evaluation</h2>
