@@ -236,7 +236,7 @@ def test_needles_are_scored_by_their_answers(loaded):
 
 def test_without_time_nothing_is_begun(loaded):
     found = hf_posenc.search(*loaded, LENGTH, budget=1e-9, say=pytest.fail, **QUICK)
-    assert found.options is None and not found.held and "give it more time" in str(found)
+    assert not found.options and not found.held and "give it more time" in str(found)
     with pytest.raises(ValueError, match="more time"):
         found.save_options("nowhere.json")
 

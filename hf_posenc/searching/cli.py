@@ -58,5 +58,5 @@ def written(found: Found, output: Path) -> None:
     """The table, the factors and search.json."""
     found.show()
     print(f"written to {output}: {found.save(output / 'search.json').name}")
-    if found.options is not None:
+    if found.options:
         print(f"for every command: --encoding {FOUND}:{found.save_options(output / f'{FOUND}.json')}")

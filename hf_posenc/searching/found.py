@@ -45,7 +45,7 @@ class Found(Saved):
         model, native, length: which, its native context and the one asked for, in tokens.
         method, objective, seed, population, iterations: how it was searched.
         budget, seconds: what was given, in minutes, and taken.
-        options: of `longrope`; None where there was no time to measure anything.
+        options: of `longrope`; none where there was no time to measure anything.
         measured: how many vectors were.
         scores: on the texts or needles of the search, in nats: of the encodings that it began with, as one table for all lengths and
             within the space of the method, and of what it found.
@@ -62,7 +62,7 @@ class Found(Saved):
     iterations: int
     budget: float
     seconds: float = 0.0
-    options: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     measured: int = 0
     scores: dict[str, float] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
@@ -89,13 +89,13 @@ class Found(Saved):
     @property
     def line(self) -> str:
         """Python that makes the model like this."""
-        if self.options is None:
+        if not self.options:
             return "# nothing was found"
         return f'hf_posenc.patch(model, "{FOUND}", {", ".join(f"{name}={value!r}" for name, value in self.options.items())})'
 
     def save_options(self, path: str | os.PathLike) -> Path:
         """Write the options as JSON, for `--encoding longrope:FILE` and `patch(model, "longrope", **json.load(file))`."""
-        if self.options is None:
+        if not self.options:
             raise ValueError("there are no factors to write: give the search more time (budget)")
         return write_atomically(path, json.dumps(self.options, indent=1) + "\n")
 
@@ -104,7 +104,7 @@ class Found(Saved):
 
     def reasons(self) -> list[str]:
         """What it is worth; a sentence each."""
-        if self.options is None:
+        if not self.options:
             return ["nothing was measured: give it more time (--budget)"]
         said = [f"{self.measured} vectors of factors were measured in {self.seconds / 60:.1f} of {self.budget:.3g} minutes"]
         if self.gain is None:
