@@ -161,4 +161,5 @@ def test_a_loss_with_weights_and_settings_that_are_dictionaries_are_told(base, t
     flags = dict(table(page, "settings"))
     assert "min_lr_rate" in flags["lr_scheduler_kwargs"] and "accelerator_config" not in flags
     picture = base64.b64decode(re.search(r'id="loss".*?base64,([^"]+)', page)[1]).decode()
-    assert "training, longce (gamma=5, short=8, stride=4)" in picture
+    named = " ".join(re.findall(r"<!-- (.*?) -->", picture))  # a long name has several lines
+    assert "training, longce (gamma=5, short=8, stride=4)" in named
