@@ -89,6 +89,8 @@ def on(model: Any, device: torch.device) -> Iterator[None]:
     home = input_device(model)
     if device != home and not hasattr(model, "hf_device_map"):
         model.to(device)
-    yield
-    if input_device(model) != home:
-        model.to(home)
+    try:
+        yield
+    finally:
+        if input_device(model) != home:
+            model.to(home)
